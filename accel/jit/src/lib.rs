@@ -29,4 +29,5 @@
 
 pub mod code;
 pub mod ir;
+pub mod native;
 pub mod target;
