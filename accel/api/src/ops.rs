@@ -1,0 +1,44 @@
+//! The accelerator's face.
+
+use crate::Result;
+use crate::clock::Clock;
+use crate::irq::{IrqSink, MsiSink};
+use crate::memory::GuestMap;
+use crate::vcpu::{VcpuHandle, VcpuSpec};
+use crate::x86::cpuid::CpuidTable;
+use std::sync::Arc;
+
+/// Who provides PIC, IOAPIC, LAPICs and PIT.
+#[derive(Clone)]
+pub enum IrqChip {
+    /// The accelerator does; the machine routes its lines and messages there and must not create
+    /// its own. GSIs 0–15 reach PIC and IOAPIC, 16–23 the IOAPIC.
+    InKernel {
+        /// Takes line levels by GSI.
+        lines: Arc<dyn IrqSink>,
+        /// Takes message-signalled interrupts.
+        msi: Arc<dyn MsiSink>,
+    },
+    /// The machine does, and hands each vCPU its [`crate::irq::CpuIntc`] in the spec.
+    Userspace,
+}
+
+/// An accelerator, set up for one VM.
+///
+/// Order of calls: `attach_memory` once, then `create_vcpu_thread` for each vCPU (index order).
+/// Vcpus start in the state their spec says.
+pub trait AccelOps: Send + Sync {
+    /// `kvm` or `tcg`.
+    fn name(&self) -> &'static str;
+    /// Makes guest memory known to the accelerator, which subscribes to later changes.
+    fn attach_memory(&self, map: &Arc<GuestMap>) -> Result<()>;
+    /// Who provides the interrupt chips.
+    fn irqchip(&self) -> IrqChip;
+    /// What CPUID this accelerator can give a guest on this host; CPU models are checked against it
+    /// before boot.
+    fn supported_cpuid(&self) -> Result<CpuidTable>;
+    /// Starts the thread(s) that run a vCPU.
+    fn create_vcpu_thread(&self, spec: VcpuSpec) -> Result<VcpuHandle>;
+    /// The clock that guest time derives from.
+    fn clock(&self) -> Arc<Clock>;
+}
