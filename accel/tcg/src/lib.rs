@@ -1,1 +1,6 @@
-//! Under construction.
+//! `tandem-tcg`: processors in software.
+
+pub mod env;
+pub mod exec;
+pub mod softmmu;
+pub mod x86;

@@ -1,0 +1,133 @@
+//! `Env`: all state of one vCPU that generated code, helpers and the execution loop share, in one
+//! block of memory with a fixed layout.
+//!
+//! What always holds:
+//!
+//! * Generated code addresses `Env` by byte offset; [`Core::layout`] and the guest's table of
+//!   globals are the only places where offsets are taken.
+//! * Only the thread that runs the vCPU touches `Env`, except for the atomics
+//!   [`Core::exit_request`] and what [`crate::softmmu`] documents.
+//! * `Core` knows no guest architecture; `C` is the guest's processor state.
+
+use crate::softmmu::Tlb;
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicU32, Ordering};
+use tandem_jit::target::{EnvLayout, TlbLayout};
+
+/// Words of the code map (see [`Core::code_map`]); a power of two.
+pub const CODE_MAP_LEN: usize = 1024;
+/// log2 of the number of jump-cache entries.
+pub const JMP_CACHE_BITS: u8 = 12;
+/// Number of MMU tables.
+pub const MMU_MODES: usize = 3;
+
+/// The part of `Env` that every guest architecture has. Field order puts what generated code
+/// touches most within a short displacement.
+#[repr(C, align(64))]
+pub struct Core {
+    /// Non-zero asks the vCPU to leave at the next block boundary. Set by any thread.
+    pub exit_request: AtomicU32,
+    /// Non-zero: a helper raised a guest fault (the guest state says which).
+    pub fault: u32,
+    /// Guest vector state is in host registers.
+    pub vec_live: u8,
+    /// A bounced host pointer waits for its end.
+    pub bounce: u8,
+    /// Guest MXCSR.
+    pub mxcsr: u32,
+    /// Host MXCSR while guest code runs.
+    pub host_mxcsr: u32,
+    /// Host stack pointer while guest code runs.
+    pub host_sp: u64,
+    /// Host pc of the call or trap whose snapshot is wanted.
+    pub host_pc: u64,
+    /// The unlinked exit that was taken.
+    pub exit_ref: u64,
+    /// The vCPU that this `Env` belongs to: a `*mut crate::exec::Vcpu`, valid while code runs.
+    pub vcpu: *mut (),
+    /// Bounce buffer of the pending pointer access, and where it goes back to.
+    pub bounce_buf: BounceBuf,
+    /// Vector registers.
+    pub vec: [[u8; 64]; 32],
+    /// Opmask registers.
+    pub opmask: [u64; 8],
+    /// Which code pages are mapped where: word `hash(virtual page)` holds the interned id of the
+    /// (virtual page, physical page) pair that is valid now, or 0.
+    pub code_map: [u32; CODE_MAP_LEN],
+    /// CPU mode word, compared like a code-map word at checked entries: slot `CODE_MAP_LEN`.
+    pub mode: u32,
+    /// Jump cache.
+    pub jmp_cache: [JmpEntry; 1 << JMP_CACHE_BITS],
+}
+
+/// Bounce buffer for [`tandem_jit::ir::Op::Ptr`].
+#[repr(C, align(64))]
+pub struct BounceBuf {
+    /// The bytes.
+    pub data: [u8; 64],
+    /// Guest virtual address.
+    pub addr: u64,
+    /// Packed access description.
+    pub info: u32,
+}
+
+/// One entry of the jump cache.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct JmpEntry {
+    /// Guest pc; !0 if empty.
+    pub pc: u64,
+    /// Host code of the block's checked entry.
+    pub code: u64,
+}
+
+/// State block of one vCPU with guest processor state `C`.
+#[repr(C, align(64))]
+pub struct Env<C> {
+    /// Architecture-independent part.
+    pub core: Core,
+    /// The guest's processor.
+    pub cpu: C,
+    /// Software TLBs, by MMU index.
+    pub tlb: [Tlb; MMU_MODES],
+}
+
+impl Core {
+    /// Asks the vCPU to leave at the next block boundary.
+    pub fn request_exit(&self) {
+        self.exit_request.store(1, Ordering::Release);
+    }
+    /// Byte offsets for the compiler; `size` is that of the whole `Env`.
+    pub fn layout(size: usize) -> EnvLayout {
+        EnvLayout {
+            size: size as u32,
+            exit_request: offset_of!(Core, exit_request) as u32,
+            fault: offset_of!(Core, fault) as u32,
+            vec_live: offset_of!(Core, vec_live) as u32,
+            bounce: offset_of!(Core, bounce) as u32,
+            mxcsr: offset_of!(Core, mxcsr) as u32,
+            host_mxcsr: offset_of!(Core, host_mxcsr) as u32,
+            host_sp: offset_of!(Core, host_sp) as u32,
+            host_pc: offset_of!(Core, host_pc) as u32,
+            exit_ref: offset_of!(Core, exit_ref) as u32,
+            vec: offset_of!(Core, vec) as u32,
+            opmask: offset_of!(Core, opmask) as u32,
+            code_map: offset_of!(Core, code_map) as u32,
+            code_map_len: CODE_MAP_LEN as u32,
+            jmp_cache: offset_of!(Core, jmp_cache) as u32,
+            jmp_cache_bits: JMP_CACHE_BITS,
+        }
+    }
+}
+
+impl<C> Env<C> {
+    /// Offsets of the TLB tables for the compiler.
+    pub fn tlb_layouts() -> Vec<TlbLayout> {
+        (0..MMU_MODES)
+            .map(|i| Tlb::layout(offset_of!(Env<C>, tlb) + i * size_of::<Tlb>()))
+            .collect()
+    }
+}
+
+// The mode word must directly follow the code map: checked entries compare it as one more word.
+const _: () = assert!(offset_of!(Core, mode) == offset_of!(Core, code_map) + 4 * CODE_MAP_LEN);

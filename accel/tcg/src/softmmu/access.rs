@@ -1,0 +1,1 @@
+//! Guest memory accesses of helpers and slow paths.

@@ -1,0 +1,188 @@
+//! The TLB tables.
+
+use std::mem::offset_of;
+use tandem_jit::target::TlbLayout;
+
+/// log2 of the guest page size of TLB entries.
+pub const PAGE_BITS: u32 = 12;
+/// Guest page size.
+pub const PAGE_SIZE: u64 = 1 << PAGE_BITS;
+/// Bytes within a page.
+pub const PAGE_MASK: u64 = PAGE_SIZE - 1;
+/// Most entries of a table.
+pub const MAX_ENTRIES: usize = 8192;
+/// Entries of a table at first.
+const MIN_ENTRIES: usize = 512;
+/// A tag that never matches.
+pub const NO_TAG: u64 = u64::MAX;
+
+/// What the slow path needs to know of an entry.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Slow {
+    /// Virtual page address, [`NO_TAG`] if the entry is empty.
+    pub page: u64,
+    /// Guest physical page address, with [`slow`] flags in the low bits.
+    pub phys: u64,
+    /// Host address minus virtual address, if RAM or ROM.
+    pub addend: u64,
+}
+
+/// Flags in [`Slow::phys`].
+pub mod slow {
+    /// Reads are allowed.
+    pub const READ: u64 = 1;
+    /// Writes are allowed (the page's dirty bit is set).
+    pub const WRITE: u64 = 2;
+    /// Not RAM: accesses go to the bus. Writes to ROM too.
+    pub const IO_READ: u64 = 4;
+    /// Writes go to the bus.
+    pub const IO_WRITE: u64 = 8;
+    /// Writes must check for translated code.
+    pub const CODE: u64 = 16;
+    /// The translation is global: survives a CR3 write.
+    pub const GLOBAL: u64 = 32;
+}
+
+/// One software TLB: direct-mapped, as many entries in use as the mask says.
+///
+/// An entry whose accesses need the slow path (I/O, code watch, dirty log) has a tag that never
+/// matches, but is found by [`Tlb::slow_entry`].
+#[repr(C, align(64))]
+pub struct Tlb {
+    mask: u64,
+    pext_mask: u64,
+    /// Entries that are not global, since the last flush (an upper bound).
+    locals: u32,
+    /// Fills that evicted another page since the last resize check.
+    evictions: u32,
+    tag_r: [u64; MAX_ENTRIES],
+    tag_w: [u64; MAX_ENTRIES],
+    addend: [u64; MAX_ENTRIES],
+    slow: [Slow; MAX_ENTRIES],
+}
+
+impl Tlb {
+    /// Offsets for the compiler, the table being at `base` in `Env`.
+    pub fn layout(base: usize) -> TlbLayout {
+        let at = |o: usize| (base + o) as u32;
+        TlbLayout {
+            mask_off: at(offset_of!(Tlb, mask)),
+            pext_mask_off: at(offset_of!(Tlb, pext_mask)),
+            tag_r: at(offset_of!(Tlb, tag_r)),
+            tag_w: at(offset_of!(Tlb, tag_w)),
+            addend: at(offset_of!(Tlb, addend)),
+        }
+    }
+
+    /// Makes a zeroed table usable.
+    pub fn init(&mut self) {
+        self.resize(MIN_ENTRIES);
+    }
+
+    fn resize(&mut self, n: usize) {
+        self.mask = n as u64 - 1;
+        self.pext_mask = self.mask << PAGE_BITS;
+        self.flush();
+    }
+
+    fn entries(&self) -> usize {
+        (self.mask as usize + 1).min(MAX_ENTRIES)
+    }
+
+    fn index(&self, addr: u64) -> usize {
+        ((addr >> PAGE_BITS) & self.mask) as usize & (MAX_ENTRIES - 1)
+    }
+
+    fn clear(&mut self, i: usize) {
+        self.tag_r[i] = NO_TAG;
+        self.tag_w[i] = NO_TAG;
+        self.slow[i].page = NO_TAG;
+    }
+
+    /// Forgets everything.
+    pub fn flush(&mut self) {
+        let n = self.entries();
+        self.tag_r[..n].fill(NO_TAG);
+        self.tag_w[..n].fill(NO_TAG);
+        for s in &mut self.slow[..n] {
+            s.page = NO_TAG;
+        }
+        self.locals = 0;
+    }
+
+    /// Forgets what is not global (CR3 write with CR4.PGE). A table under pressure grows here.
+    pub fn flush_local(&mut self) {
+        let n = self.entries();
+        if self.evictions as usize > n && n < MAX_ENTRIES {
+            self.evictions = 0;
+            self.resize(n * 2);
+            return;
+        }
+        self.evictions = 0;
+        if self.locals == 0 {
+            return;
+        }
+        for i in 0..n {
+            if self.slow[i].phys & slow::GLOBAL == 0 {
+                self.clear(i);
+            }
+        }
+        self.locals = 0;
+    }
+
+    /// Forgets the page of `addr`.
+    pub fn flush_page(&mut self, addr: u64) {
+        let i = self.index(addr);
+        if self.slow[i].page == addr & !PAGE_MASK {
+            self.clear(i);
+        }
+    }
+
+    /// The entry of `addr`, if present.
+    pub fn slow_entry(&self, addr: u64) -> Option<Slow> {
+        let s = self.slow[self.index(addr)];
+        (s.page == addr & !PAGE_MASK).then_some(s)
+    }
+
+    /// Installs a translation.
+    pub fn fill(&mut self, entry: Slow) {
+        let i = self.index(entry.page);
+        let old = self.slow[i].page;
+        if old != NO_TAG && old != entry.page {
+            self.evictions += 1;
+        }
+        if entry.phys & slow::GLOBAL == 0 {
+            self.locals += 1;
+        }
+        let p = entry.phys;
+        self.slow[i] = entry;
+        self.addend[i] = entry.addend;
+        self.tag_r[i] =
+            if p & slow::READ != 0 && p & slow::IO_READ == 0 { entry.page } else { NO_TAG };
+        self.tag_w[i] = if p & slow::WRITE != 0 && p & (slow::IO_WRITE | slow::CODE) == 0 {
+            entry.page
+        } else {
+            NO_TAG
+        };
+    }
+
+    /// Changes whether writes to physical page `phys` take the slow path, in all entries.
+    pub fn watch_phys(&mut self, phys: u64, on: bool) {
+        for i in 0..self.entries() {
+            let s = &mut self.slow[i];
+            if s.page == NO_TAG || s.phys & !PAGE_MASK != phys {
+                continue;
+            }
+            if on {
+                s.phys |= slow::CODE;
+                self.tag_w[i] = NO_TAG;
+            } else {
+                s.phys &= !slow::CODE;
+                if s.phys & slow::WRITE != 0 && s.phys & slow::IO_WRITE == 0 {
+                    self.tag_w[i] = s.page;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The x86 guest: its processor state, front end, helpers and system behaviour.
+
+pub mod cpu;
+pub mod exception;
+pub mod helpers;
+pub mod mode;
+pub mod msr;
+
+pub use cpu::Cpu;
+/// The state block of an x86 vCPU.
+pub type Env = crate::env::Env<Cpu>;
