@@ -152,6 +152,10 @@ pub trait CpuIntc: Send + Sync {
     fn read_msr(&self, msr: u32) -> Option<u64>;
     /// Writes an APIC MSR; `false`: #GP.
     fn write_msr(&self, msr: u32, v: u64) -> bool;
+    /// Tells the chip how the guest's TSC runs, for the TSC-deadline timer: TSC = guest time in
+    /// nanoseconds × `tsc_hz` / 10⁹ + `offset` (wrapping). Called after each write of IA32_TSC or
+    /// IA32_TSC_ADJUST; the offset is 0 until then.
+    fn set_tsc_offset(&self, offset: u64);
     /// Reads the 4 KiB register page at byte `offset` (the access hit the APIC base page).
     fn read_mmio(&self, offset: u64, data: &mut [u8]);
     /// Writes the register page.
