@@ -1,1 +1,17 @@
-//! Under construction.
+//! `tandem-devices`: what a guest can see — buses, interrupt chips, PC chips, PCI, virtio, ACPI.
+//!
+//! What always holds:
+//!
+//! * A device never sees an accelerator: it raises an [`tandem_accel::irq::IrqLine`] or sends a
+//!   message, and its time comes from [`tandem_accel::clock::Clock`].
+//! * What a guest writes never panics, indexes or allocates unchecked.
+//! * A device guards its own state with its own lock. Lock order: device → interrupt chip → kick;
+//!   no bus is called under a chip's lock.
+//! * State that is saved is typed, versioned and in the device's own file ([`state::Stateful`]).
+
+pub mod legacy;
+pub mod power;
+pub mod state;
+
+#[cfg(test)]
+mod testing;

@@ -1,1 +1,4 @@
-//! Under construction.
+//! `tandem-backends`: what only the host sees. Buffers in, buffers out: nothing here knows a guest
+//! address or a device register.
+
+pub mod chardev;

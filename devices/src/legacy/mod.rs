@@ -1,0 +1,3 @@
+//! The small chips of a PC's low I/O ports.
+
+pub mod serial;
