@@ -31,7 +31,13 @@
 //! before the `Put`s (or only those `Put`s that the guest architecture allows).
 
 mod block;
+pub mod eval;
 mod op;
+pub mod parse;
+pub mod print;
+pub mod verify;
 
 pub use block::*;
 pub use op::*;
+pub use parse::{ParseError, parse};
+pub use verify::{Verifier, VerifyError};
