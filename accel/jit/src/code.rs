@@ -1,6 +1,6 @@
 //! The face that all back ends share: compile a block, run it, link its exits, forget it.
 
-use crate::ir::Block;
+use crate::ir::{Block, VerifyError};
 use std::ops::Range;
 
 /// Names runnable code: an address in the arena's executable mapping (JIT), or a handle
@@ -54,6 +54,9 @@ pub enum CompileError {
     /// The block is too large for one compilation; translate fewer guest instructions.
     #[error("the block is too large")]
     TooLarge,
+    /// The block breaks a rule of the IR: a mistake of its maker.
+    #[error("malformed block: {0}")]
+    Malformed(#[from] VerifyError),
 }
 
 /// A way to run IR blocks; shared by all vCPUs of a machine.

@@ -208,6 +208,11 @@ pub const LEAVE_PAGE: u32 = 0xffff_0004;
 /// ([`crate::ir::TRAP_DIVIDE`], or 1 for a SIMD exception) is in the low bits of `fault`.
 pub const LEAVE_TRAP: u32 = 0xffff_0005;
 
+/// Leave code: a pass-through instruction that this host cannot execute (only the interpreter meets
+/// one: on hosts other than x86-64, or if the instruction has no encoding). The pc global is the
+/// instruction's; nothing of it has been done.
+pub const LEAVE_ILLEGAL: u32 = 0xffff_0006;
+
 /// Everything a compiler needs to know.
 #[derive(Clone, Debug)]
 pub struct Target {
