@@ -28,6 +28,7 @@
 //! outside arrives as data in a [`Target`](target::Target).
 
 pub mod code;
+pub mod interp;
 pub mod ir;
 pub mod native;
 pub mod target;
