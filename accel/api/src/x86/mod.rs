@@ -1,7 +1,9 @@
 //! The x86 processor as plain data: architectural state ([`X86State`], the snapshot schema), CPUID
-//! tables and CPU models.
+//! tables, features and CPU models.
 
 pub mod cpuid;
+pub mod feature;
+pub mod model;
 mod state;
 
 pub use state::*;
