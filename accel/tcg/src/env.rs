@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tandem_jit::target::{EnvLayout, TlbLayout};
 
 /// Words of the code map (see [`Core::code_map`]); a power of two.
-pub const CODE_MAP_LEN: usize = 1024;
+pub const CODE_MAP_LEN: usize = 4096;
 /// log2 of the number of jump-cache entries.
 pub const JMP_CACHE_BITS: u8 = 12;
 /// Number of MMU tables.
@@ -33,6 +33,8 @@ pub struct Core {
     pub vec_live: u8,
     /// A bounced host pointer waits for its end.
     pub bounce: u8,
+    /// The block that runs is a single instruction restarted after a write to code.
+    pub restarting: u8,
     /// Guest MXCSR.
     pub mxcsr: u32,
     /// Host MXCSR while guest code runs.

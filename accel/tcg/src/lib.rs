@@ -3,4 +3,5 @@
 pub mod env;
 pub mod exec;
 pub mod softmmu;
+pub mod tb;
 pub mod x86;

@@ -5,6 +5,7 @@
 //! Every access of helpers goes through [`access`] and gives a guest fault as a value.
 
 pub mod access;
+pub mod phys;
 mod tlb;
 
 pub use tlb::*;

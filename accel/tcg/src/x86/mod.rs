@@ -5,6 +5,7 @@ pub mod exception;
 pub mod helpers;
 pub mod mode;
 pub mod msr;
+pub mod paging;
 
 pub use cpu::Cpu;
 /// The state block of an x86 vCPU.

@@ -1,0 +1,403 @@
+//! The table of translation blocks of a machine, shared by its vCPUs.
+
+use crate::softmmu::PAGE_MASK;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use tandem_accel::memory::WriteWatch;
+use tandem_jit::code::{Backend, CodePtr, Compiled, ExitRef};
+use tandem_jit::ir::{Block, ExitKind};
+
+/// What a translation depends on besides its code bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct TbKey {
+    /// Instruction pointer, relative to the code segment.
+    pub rip: u64,
+    /// Code segment base.
+    pub cs_base: u64,
+    /// CPU mode word.
+    pub mode: u32,
+}
+
+/// A run of guest physical code bytes inside one page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Range {
+    /// First guest physical address.
+    pub gpa: u64,
+    /// Length in bytes, not crossing the page.
+    pub len: u32,
+}
+
+/// A translation block.
+pub struct Tb {
+    /// Identity, with `phys`.
+    pub key: TbKey,
+    /// Physical address of the first byte.
+    pub phys: u64,
+    /// Virtual and physical page of the second code page, if the block has one.
+    pub page2: Option<(u64, u64)>,
+    /// Generated code.
+    pub compiled: Compiled,
+    /// Code bytes by physical address.
+    pub ranges: Vec<Range>,
+    /// By exit: the guest pc of a `Goto`, and whether it stays on the first page.
+    exits: Vec<Option<(u64, bool)>>,
+    /// Guest instructions.
+    pub insns: u32,
+    /// Exits of other blocks that jump here: (tag, exit index).
+    incoming: Vec<ExitRef>,
+    valid: bool,
+}
+
+/// A block as a vCPU needs it to enter.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// Tag of the block.
+    pub tag: u64,
+    /// Entry with page check.
+    pub checked: CodePtr,
+    /// Entry without.
+    pub linked: CodePtr,
+    /// Second code page: virtual, physical.
+    pub page2: Option<(u64, u64)>,
+}
+
+/// Blocks on one physical page.
+#[derive(Default)]
+struct Page {
+    tags: Vec<u64>,
+    /// 64-byte lines that contain code bytes of some block.
+    lines: u64,
+    /// Number of writes seen while watched; a translation made across one is thrown away.
+    writes: u64,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// By tag minus `first_tag`.
+    tbs: Vec<Tb>,
+    /// Tag of `tbs[0]`: tags are never reused, so that a stale exit reference finds nothing.
+    first_tag: u64,
+    pages: HashMap<u64, Page>,
+    /// Interned (virtual page, physical page) pairs for the code map; ids start at 1.
+    page_ids: HashMap<(u64, u64), u32>,
+}
+
+/// Statistics of the translator.
+#[derive(Default, Debug)]
+pub struct Counters {
+    /// Blocks translated.
+    pub translations: AtomicU64,
+    /// Guest instructions translated.
+    pub insns: AtomicU64,
+    /// Blocks invalidated because their code was written.
+    pub invalidations: AtomicU64,
+    /// Exits linked.
+    pub links: AtomicU64,
+    /// Flushes of all code.
+    pub flushes: AtomicU64,
+}
+
+/// The table.
+pub struct TbCache {
+    /// Runs and links code.
+    pub backend: Arc<dyn Backend>,
+    /// Statistics.
+    pub counters: Counters,
+    table: RwLock<HashMap<(TbKey, u64), Found>>,
+    inner: Mutex<Inner>,
+    /// Called with a physical page that gets its first block, so that vCPUs watch writes to it.
+    watch: Box<dyn Fn(u64, bool) + Send + Sync>,
+}
+
+fn line_mask(r: &Range) -> u64 {
+    let first = (r.gpa & PAGE_MASK) >> 6;
+    let last = ((r.gpa & PAGE_MASK) + u64::from(r.len.max(1)) - 1).min(PAGE_MASK) >> 6;
+    (u64::MAX >> (63 - (last - first))) << first
+}
+
+impl TbCache {
+    /// An empty table over `backend`; `watch` is told when physical pages start (and stop) to hold
+    /// code.
+    pub fn new(
+        backend: Arc<dyn Backend>,
+        watch: impl Fn(u64, bool) + Send + Sync + 'static,
+    ) -> Arc<TbCache> {
+        Arc::new(TbCache {
+            backend,
+            counters: Counters::default(),
+            table: RwLock::default(),
+            inner: Mutex::default(),
+            watch: Box::new(watch),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap()
+    }
+
+    /// The valid block with this identity.
+    pub fn find(&self, key: TbKey, phys: u64) -> Option<Found> {
+        self.table.read().unwrap().get(&(key, phys)).copied()
+    }
+
+    /// The code-map id of a virtual page that maps to a physical page.
+    pub fn page_id(&self, vpage: u64, ppage: u64) -> u32 {
+        let mut inner = self.lock();
+        let next = inner.page_ids.len() as u32 + 1;
+        *inner.page_ids.entry((vpage, ppage)).or_insert(next)
+    }
+
+    /// Enters a compiled block whose tag came from [`TbCache::reserve`]. `pages` are its physical
+    /// pages with what [`TbCache::watch_page`] said of them before their bytes were read. `None` if
+    /// one of them has been written since: translate again.
+    pub fn insert(
+        &self,
+        key: TbKey,
+        phys: u64,
+        page2: Option<(u64, u64)>,
+        ranges: Vec<Range>,
+        insns: u32,
+        block: &Block,
+        tag: u64,
+        compiled: Compiled,
+        pages: &[(u64, u64)],
+    ) -> Option<Found> {
+        let exits = block
+            .exits
+            .iter()
+            .map(|e| match e.kind {
+                ExitKind::Goto { pc, same_page } => Some((pc, same_page)),
+                _ => None,
+            })
+            .collect();
+        let found = Found { tag, checked: compiled.checked, linked: compiled.linked, page2 };
+        let mut inner = self.lock();
+        if pages.iter().any(|(p, writes)| inner.pages.get(p).is_none_or(|x| x.writes != *writes)) {
+            return None;
+        }
+        for r in &ranges {
+            let p = inner.pages.entry(r.gpa & !PAGE_MASK).or_default();
+            p.lines |= line_mask(r);
+            if p.tags.last() != Some(&tag) {
+                p.tags.push(tag);
+            }
+        }
+        let tb = Tb {
+            key,
+            phys,
+            page2,
+            compiled,
+            ranges,
+            exits,
+            insns,
+            incoming: Vec::new(),
+            valid: true,
+        };
+        // A flush since the reservation has dropped the tag, and the code with it.
+        let slot = tag.checked_sub(inner.first_tag)? as usize;
+        *inner.tbs.get_mut(slot)? = tb;
+        self.counters.translations.fetch_add(1, Ordering::Relaxed);
+        self.counters.insns.fetch_add(insns.into(), Ordering::Relaxed);
+        self.table.write().unwrap().insert((key, phys), found);
+        Some(found)
+    }
+
+    /// Reserves a tag (an empty, invalid block until [`TbCache::insert`]).
+    pub fn reserve(&self, key: TbKey, phys: u64) -> u64 {
+        let mut inner = self.lock();
+        let tag = inner.first_tag + inner.tbs.len() as u64;
+        inner.tbs.push(Tb {
+            key,
+            phys,
+            page2: None,
+            compiled: Compiled {
+                checked: CodePtr(0),
+                linked: CodePtr(0),
+                range: 0..0,
+                exits: Vec::new(),
+            },
+            ranges: Vec::new(),
+            exits: Vec::new(),
+            insns: 0,
+            incoming: Vec::new(),
+            valid: false,
+        });
+        tag
+    }
+
+    /// Starts watching a physical page for writes, and returns the number of writes seen so far.
+    /// Called before the page's bytes are read for translation, so that no write is missed.
+    pub fn watch_page(&self, ppage: u64) -> u64 {
+        let (new, writes) = {
+            let mut inner = self.lock();
+            let new = !inner.pages.contains_key(&ppage);
+            (new, inner.pages.entry(ppage).or_default().writes)
+        };
+        if new {
+            (self.watch)(ppage, true);
+        }
+        writes
+    }
+
+    /// The guest pc that exit `from` leads to, if it is a `Goto` of a valid block.
+    pub fn exit_target(&self, from: ExitRef) -> Option<u64> {
+        let inner = self.lock();
+        let tb = inner.get(from.tag())?;
+        tb.exits.get(from.index()).copied().flatten().map(|e| e.0)
+    }
+
+    /// Makes exit `from` jump straight to block `to`, if both are still valid.
+    pub fn link(&self, from: ExitRef, to: Found) {
+        let mut inner = self.lock();
+        let Some(tb) = inner.get(from.tag()) else { return };
+        let (Some(Some((_, same_page))), Some(Some(site))) =
+            (tb.exits.get(from.index()).copied(), tb.compiled.exits.get(from.index()).copied())
+        else {
+            return;
+        };
+        // The target's first page is the exit's page; a second page needs its own check.
+        let entry = if same_page && to.page2.is_none() { to.linked } else { to.checked };
+        let Some(target) = inner.get_mut(to.tag) else { return };
+        target.incoming.push(from);
+        self.backend.link(site, entry);
+        self.counters.links.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether bytes `[gpa, gpa + len)` (inside one page), which are about to be written, overlap
+    /// code of a valid block.
+    pub fn overlaps(&self, gpa: u64, len: usize) -> bool {
+        let range = Range { gpa, len: len as u32 };
+        let mut inner = self.lock();
+        let Some(page) = inner.pages.get_mut(&(gpa & !PAGE_MASK)) else { return false };
+        page.writes += 1;
+        let inner = &*inner;
+        let Some(page) = inner.pages.get(&(gpa & !PAGE_MASK)) else { return false };
+        page.lines & line_mask(&range) != 0
+            && page.tags.iter().any(|&t| inner.get(t).is_some_and(|tb| tb.touches(&range)))
+    }
+
+    /// Invalidates all blocks that overlap the bytes.
+    pub fn invalidate(&self, gpa: u64, len: usize) {
+        let range = Range { gpa, len: len as u32 };
+        let ppage = gpa & !PAGE_MASK;
+        let mut inner = self.lock();
+        if let Some(page) = inner.pages.get_mut(&ppage) {
+            page.writes += 1;
+        }
+        let Some(page) = inner.pages.get(&ppage) else { return };
+        if page.lines & line_mask(&range) == 0 {
+            return;
+        }
+        let hit: Vec<u64> = page
+            .tags
+            .iter()
+            .copied()
+            .filter(|&t| inner.get(t).is_some_and(|tb| tb.touches(&range)))
+            .collect();
+        for tag in hit {
+            self.drop_block(&mut inner, tag);
+        }
+    }
+
+    fn drop_block(&self, inner: &mut Inner, tag: u64) {
+        let Some(tb) = inner.get_mut(tag) else { return };
+        tb.valid = false;
+        let (key, phys) = (tb.key, tb.phys);
+        let incoming = std::mem::take(&mut tb.incoming);
+        let ranges = std::mem::take(&mut tb.ranges);
+        self.backend.poison(&tb.compiled);
+        {
+            let mut table = self.table.write().unwrap();
+            if table.get(&(key, phys)).is_some_and(|f| f.tag == tag) {
+                table.remove(&(key, phys));
+            }
+        }
+        for from in incoming {
+            let slot = from.tag().wrapping_sub(inner.first_tag) as usize;
+            if let Some(tb) = inner.tbs.get(slot)
+                && let Some(Some(site)) = tb.compiled.exits.get(from.index()).copied()
+            {
+                self.backend.unlink(site);
+            }
+        }
+        for r in &ranges {
+            inner.forget(r.gpa & !PAGE_MASK, tag);
+        }
+        self.counters.invalidations.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Drops everything. No vCPU may be inside generated code; their jump caches must be cleared.
+    pub fn flush(&self) {
+        let mut inner = self.lock();
+        self.table.write().unwrap().clear();
+        let first_tag = inner.first_tag + inner.tbs.len() as u64;
+        let pages = std::mem::take(&mut inner.pages);
+        let page_ids = std::mem::take(&mut inner.page_ids);
+        *inner = Inner { first_tag, page_ids, ..Inner::default() };
+        self.backend.reset();
+        drop(inner);
+        for ppage in pages.keys() {
+            (self.watch)(*ppage, false);
+        }
+        self.counters.flushes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Number of valid blocks.
+    pub fn len(&self) -> usize {
+        self.table.read().unwrap().len()
+    }
+    /// Whether there is no valid block.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl WriteWatch for TbCache {
+    fn written(&self, gpa: u64, len: usize) {
+        self.invalidate(gpa, len);
+    }
+}
+
+impl Tb {
+    fn touches(&self, w: &Range) -> bool {
+        self.ranges
+            .iter()
+            .any(|r| w.gpa < r.gpa + u64::from(r.len) && r.gpa < w.gpa + u64::from(w.len))
+    }
+}
+
+impl Inner {
+    fn get(&self, tag: u64) -> Option<&Tb> {
+        self.tbs.get(tag.checked_sub(self.first_tag)? as usize).filter(|t| t.valid)
+    }
+    fn get_mut(&mut self, tag: u64) -> Option<&mut Tb> {
+        self.tbs.get_mut(tag.checked_sub(self.first_tag)? as usize).filter(|t| t.valid)
+    }
+    /// Takes a block off its page and recomputes the lines that still hold code.
+    fn forget(&mut self, ppage: u64, tag: u64) {
+        let Some(page) = self.pages.get(&ppage) else { return };
+        let tags: Vec<u64> = page.tags.iter().copied().filter(|&t| t != tag).collect();
+        let lines = tags
+            .iter()
+            .filter_map(|&t| self.get(t))
+            .flat_map(|tb| &tb.ranges)
+            .filter(|r| r.gpa & !PAGE_MASK == ppage)
+            .fold(0, |m, r| m | line_mask(r));
+        let writes = page.writes;
+        self.pages.insert(ppage, Page { tags, lines, writes });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_a_range() {
+        assert_eq!(line_mask(&Range { gpa: 0x1000, len: 1 }), 1);
+        assert_eq!(line_mask(&Range { gpa: 0x103f, len: 2 }), 0b11);
+        assert_eq!(line_mask(&Range { gpa: 0x1fff, len: 1 }), 1 << 63);
+        assert_eq!(line_mask(&Range { gpa: 0x1000, len: 4096 }), u64::MAX);
+    }
+}
