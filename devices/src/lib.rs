@@ -9,7 +9,9 @@
 //!   no bus is called under a chip's lock.
 //! * State that is saved is typed, versioned and in the device's own file ([`state::Stateful`]).
 
+pub mod gsi;
 pub mod legacy;
+pub mod pci;
 pub mod power;
 pub mod state;
 
