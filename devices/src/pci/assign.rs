@@ -75,8 +75,8 @@ mod tests {
     use super::*;
     use crate::pci::PciDevice;
     use crate::pci::testing::rig;
-    use std::sync::Arc;
     use crate::pci::{Bar, Function, FunctionSpec, Identity};
+    use std::sync::Arc;
     use tandem_accel::bus::BusDevice;
 
     struct Ram;
