@@ -107,6 +107,16 @@ pub struct Cpu {
     pub tsc_offset: u64,
     /// MSRs that only hold their value, and those of system calls.
     pub msrs: super::msr::Msrs,
+    /// Digest of what CPUID promises.
+    pub feat: super::features::Features,
+    /// The PDPTEs of PAE paging (SDM vol. 3 §4.4.1), valid if `pdpte_valid`.
+    pub pdpte: [u64; 4],
+    /// Cleared when state was loaded from outside: the next walk reads the PDPTEs.
+    pub pdpte_valid: bool,
+    /// Protection keys of user pages that were translated since all TLBs were last emptied.
+    pub pkeys_seen: u16,
+    /// Where large pages were translated.
+    pub large_pages: super::paging::LargePages,
 }
 
 macro_rules! globals {

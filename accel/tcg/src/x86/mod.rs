@@ -1,7 +1,9 @@
 //! The x86 guest: its processor state, front end, helpers and system behaviour.
 
+pub mod bits;
 pub mod cpu;
 pub mod exception;
+pub mod features;
 pub mod helpers;
 pub mod mode;
 pub mod msr;

@@ -1,47 +1,435 @@
-//! The page walker.
+//! The page walker: linear to physical addresses by the guest's page tables (SDM vol. 3 chapter 4).
+//!
+//! This is the path of every TLB miss. What always holds:
+//!
+//! * A walk that faults changes nothing. Accessed and dirty bits are set after all checks have
+//!   passed, each by compare-exchange on the entry that was read; if an entry has changed meanwhile
+//!   the walk starts anew.
+//! * A translation for reading a clean page is not `writable`: the first write walks again and sets
+//!   the dirty bit.
+//! * Large pages are given in 4 KiB pieces. Which large pages may have pieces in a TLB is noted in
+//!   [`LargePages`], so that INVLPG can drop all of them.
 
 use super::Env;
+use super::bits::{cr0, cr4, efer};
 use super::exception::Exception;
+use super::mode::{MMU_KERNEL_SMAP, MMU_USER};
 
-/// What an access wants.
+/// Kind of an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
     /// Data read.
     Read,
-    /// Data write.
+    /// Data write (or read and write).
     Write,
     /// Instruction fetch.
     Fetch,
 }
 
-/// Where a linear address leads, and what is allowed there without a further walk.
+/// What a walk found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translation {
     /// Guest physical address of the 4 KiB page.
     pub phys: u64,
-    /// Data reads are allowed.
-    pub readable: bool,
-    /// Data writes are allowed and the dirty bit is set.
+    /// Data writes are allowed at this MMU index and the dirty bit is set.
     pub writable: bool,
+    /// Data reads are allowed at this MMU index.
+    pub readable: bool,
     /// Survives a CR3 write.
     pub global: bool,
-    /// log2 of the size of the page that the tables map.
+    /// log2 of the size of the guest's page.
     pub page_size_log2: u8,
 }
 
-/// Translates linear `addr` for `access` with the rights of `mmu_idx` (see [`super::mode`]).
+/// Bits of a paging-structure entry.
+mod pte {
+    pub const P: u64 = 1;
+    pub const W: u64 = 1 << 1;
+    pub const U: u64 = 1 << 2;
+    pub const A: u64 = 1 << 5;
+    pub const D: u64 = 1 << 6;
+    pub const PS: u64 = 1 << 7;
+    pub const G: u64 = 1 << 8;
+    pub const NX: u64 = 1 << 63;
+    pub const ADDR: u64 = 0x000f_ffff_ffff_f000;
+}
+
+/// Bits of a page fault's error code (SDM vol. 3 §4.7).
+mod pf {
+    pub const P: u32 = 1;
+    pub const WR: u32 = 1 << 1;
+    pub const US: u32 = 1 << 2;
+    pub const RSVD: u32 = 1 << 3;
+    pub const ID: u32 = 1 << 4;
+    pub const PK: u32 = 1 << 5;
+}
+
+/// Virtual addresses at which large pages have been translated since all TLBs were last emptied:
+/// two hashed bit sets, in units of 2 MiB and of 1 GiB.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct LargePages {
+    mib2: [u64; 16],
+    gib1: [u64; 4],
+}
+
+impl LargePages {
+    fn slot2(addr: u64) -> (usize, u64) {
+        let n = (addr >> 21) ^ (addr >> 31);
+        ((n >> 6 & 15) as usize, 1 << (n & 63))
+    }
+    fn slot1(addr: u64) -> (usize, u64) {
+        let n = (addr >> 30) ^ (addr >> 38);
+        ((n >> 6 & 3) as usize, 1 << (n & 63))
+    }
+    fn note(&mut self, addr: u64, log2: u8) {
+        match log2 {
+            0..=12 => {}
+            21 => {
+                let (i, m) = Self::slot2(addr);
+                self.mib2[i] |= m;
+            }
+            // 4 MiB pages of 32-bit paging have two 2 MiB halves.
+            22 => {
+                for half in [addr & !(1 << 21), addr | 1 << 21] {
+                    let (i, m) = Self::slot2(half);
+                    self.mib2[i] |= m;
+                }
+            }
+            _ => {
+                let (i, m) = Self::slot1(addr);
+                self.gib1[i] |= m;
+            }
+        }
+    }
+    /// Whether the page of `addr` may be a large one.
+    fn may_hold(&self, addr: u64) -> bool {
+        let ((i2, m2), (i1, m1)) = (Self::slot2(addr), Self::slot1(addr));
+        self.mib2[i2] & m2 != 0 || self.gib1[i1] & m1 != 0
+    }
+}
+
+/// The access that a walk is for.
+#[derive(Clone, Copy)]
+struct Walk {
+    addr: u64,
+    access: Access,
+    user: bool,
+    smap: bool,
+}
+
+/// Rights gathered on the way down.
+#[derive(Clone, Copy)]
+struct Rights {
+    user: bool,
+    write: bool,
+    nx: bool,
+    /// Protection key, in modes that have them.
+    pkey: Option<u8>,
+}
+
+/// Whether a linear address is canonical when `bits` address bits are implemented.
+pub fn canonical_in(addr: u64, bits: u32) -> bool {
+    let shift = 64 - bits.clamp(1, 64);
+    ((addr << shift) as i64 >> shift) as u64 == addr
+}
+
+/// Translates `addr` for an access through MMU index `mmu_idx`.
+///
+/// # Errors
+/// #PF with the error code of SDM vol. 3 §4.7; #GP(0) for a non-canonical address in long mode
+/// (whether it becomes #SS is for the caller to say).
 pub fn walk(
     env: &mut Env,
     addr: u64,
     access: Access,
     mmu_idx: u8,
 ) -> Result<Translation, Exception> {
-    let _ = (env, access, mmu_idx);
-    Ok(Translation {
-        phys: addr & !0xfff,
-        readable: true,
-        writable: true,
-        global: false,
-        page_size_log2: 12,
-    })
+    let cpu = &env.cpu;
+    let lma = cpu.efer & efer::LMA != 0;
+    let addr = if lma { addr } else { addr & 0xffff_ffff };
+    if cpu.cr0 & cr0::PG == 0 {
+        return Ok(Translation {
+            phys: addr & !0xfff,
+            writable: true,
+            readable: true,
+            global: false,
+            page_size_log2: 12,
+        });
+    }
+    let w = Walk { addr, access, user: mmu_idx == MMU_USER, smap: mmu_idx == MMU_KERNEL_SMAP };
+    let t = if cpu.cr4 & cr4::PAE == 0 {
+        walk32(env, w)?
+    } else {
+        let (table, level) = if lma {
+            let levels = if cpu.cr4 & cr4::LA57 != 0 { 5 } else { 4 };
+            if !canonical_in(addr, 12 + 9 * levels) {
+                return Err(Exception::gp(0));
+            }
+            (cpu.cr3 & pte::ADDR & !cpu.feat.phys_reserved, levels)
+        } else {
+            if !cpu.pdpte_valid {
+                // State was loaded from outside: what the tables hold now is all there is to know.
+                let table = read_pdptes(env, env.cpu.cr3);
+                env.cpu.pdpte = table;
+                env.cpu.pdpte_valid = true;
+            }
+            let e = env.cpu.pdpte[(addr >> 30 & 3) as usize];
+            if e & pte::P == 0 {
+                return Err(fault(env, w, 0));
+            }
+            (e & pte::ADDR & !env.cpu.feat.phys_reserved, 2)
+        };
+        loop {
+            if let Some(t) = walk64(env, w, table, level)? {
+                break t;
+            }
+        }
+    };
+    env.cpu.large_pages.note(addr, t.page_size_log2);
+    Ok(t)
+}
+
+/// The #PF of this access, with these error code bits besides those that describe the access.
+fn fault(env: &Env, w: Walk, bits: u32) -> Exception {
+    let cpu = &env.cpu;
+    let mut code = bits;
+    if w.user {
+        code |= pf::US;
+    }
+    match w.access {
+        Access::Write => code |= pf::WR,
+        Access::Fetch => {
+            let nxe = cpu.efer & efer::NXE != 0 && cpu.cr4 & cr4::PAE != 0;
+            if nxe || cpu.cr4 & cr4::SMEP != 0 {
+                code |= pf::ID;
+            }
+        }
+        Access::Read => {}
+    }
+    Exception::page_fault(w.addr, code)
+}
+
+/// Checks the access against the rights (SDM vol. 3 §4.6); gives (readable, writable).
+fn check(env: &mut Env, w: Walk, r: Rights) -> Result<(bool, bool), Exception> {
+    let cpu = &mut env.cpu;
+    let wp = cpu.cr0 & cr0::WP != 0;
+    let (mut readable, mut writable, exec);
+    if w.user {
+        readable = r.user;
+        writable = r.user && r.write;
+        exec = r.user && !r.nx;
+    } else {
+        readable = !(r.user && w.smap);
+        writable = readable && (r.write || !wp);
+        exec = !r.nx && !(r.user && cpu.cr4 & cr4::SMEP != 0);
+    }
+    let mut key_denies = 0;
+    if let Some(key) = r.pkey.filter(|_| r.user && cpu.cr4 & cr4::PKE != 0) {
+        cpu.pkeys_seen |= 1 << key;
+        let bits = cpu.pkru >> (2 * key) & 3;
+        let no_access = bits & 1 != 0;
+        let no_write = no_access || (bits & 2 != 0 && (w.user || wp));
+        readable &= !no_access;
+        writable &= !no_write;
+        let denied = match w.access {
+            Access::Read => no_access,
+            Access::Write => no_write,
+            Access::Fetch => false,
+        };
+        key_denies = if denied { pf::PK } else { 0 };
+    }
+    let ok = match w.access {
+        Access::Read => readable,
+        Access::Write => writable,
+        Access::Fetch => exec,
+    };
+    if ok { Ok((readable, writable)) } else { Err(fault(env, w, pf::P | key_denies)) }
+}
+
+/// PAE, 4-level and 5-level paging from `table` at `level` down. `None`: an entry changed under the
+/// walk.
+fn walk64(
+    env: &mut Env,
+    w: Walk,
+    table: u64,
+    top: u32,
+) -> Result<Option<Translation>, Exception> {
+    let cpu = &env.cpu;
+    let lma = cpu.efer & efer::LMA != 0;
+    let nxe = cpu.efer & efer::NXE != 0;
+    let gbpages = cpu.feat.gbpages();
+    let mut reserved = cpu.feat.phys_reserved;
+    if !nxe {
+        reserved |= pte::NX;
+    }
+    if !lma {
+        // Bits 62:52 (SDM vol. 3 table 4-9 ff.).
+        reserved |= 0x7ff << 52;
+    }
+    let mut table = table;
+    let mut level = top;
+    let mut rights = Rights { user: true, write: true, nx: false, pkey: None };
+    let mut trail = [(0u64, 0u64); 5];
+    let mut n = 0;
+    let (shift, leaf) = loop {
+        let shift = 12 + 9 * (level - 1);
+        let at = table | (w.addr >> shift & 0x1ff) << 3;
+        let e = env.phys_read_u64(at);
+        if e & pte::P == 0 {
+            return Err(fault(env, w, 0));
+        }
+        let ps = e & pte::PS != 0;
+        let leaf = level == 1 || (ps && level <= 3);
+        let mut bad = e & reserved;
+        if ps && (level >= 4 || (level == 3 && !gbpages)) {
+            bad |= pte::PS;
+        }
+        if leaf && level > 1 {
+            bad |= e & ((1 << shift) - (1 << 13));
+        }
+        if bad != 0 {
+            return Err(fault(env, w, pf::P | pf::RSVD));
+        }
+        rights.user &= e & pte::U != 0;
+        rights.write &= e & pte::W != 0;
+        rights.nx |= e & pte::NX != 0;
+        if let Some(t) = trail.get_mut(n) {
+            *t = (at, e);
+            n += 1;
+        }
+        if leaf {
+            if lma {
+                rights.pkey = Some((e >> 59 & 0xf) as u8);
+            }
+            break (shift, e);
+        }
+        table = e & pte::ADDR;
+        level -= 1;
+    };
+    let (readable, may_write) = check(env, w, rights)?;
+    let mut dirty = leaf & pte::D != 0;
+    for (i, &(at, e)) in trail[..n].iter().enumerate() {
+        let mut want = e | pte::A;
+        if i + 1 == n && w.access == Access::Write {
+            want |= pte::D;
+            dirty = true;
+        }
+        if want != e && !env.phys_cas_u64(at, e, want) {
+            return Ok(None);
+        }
+    }
+    let low = (1u64 << shift) - 1;
+    Ok(Some(Translation {
+        phys: ((leaf & pte::ADDR & !low) | (w.addr & low)) & !0xfff,
+        writable: may_write && dirty,
+        readable,
+        global: leaf & pte::G != 0 && env.cpu.cr4 & cr4::PGE != 0,
+        page_size_log2: shift as u8,
+    }))
+}
+
+/// 32-bit paging (SDM vol. 3 §4.3).
+fn walk32(env: &mut Env, w: Walk) -> Result<Translation, Exception> {
+    loop {
+        let cpu = &env.cpu;
+        let (pse, feat) = (cpu.cr4 & cr4::PSE != 0, cpu.feat);
+        let pge = cpu.cr4 & cr4::PGE != 0;
+        let pde_at = (cpu.cr3 & 0xffff_f000) | (w.addr >> 22 & 0x3ff) << 2;
+        let pde = env.phys_read_u32(pde_at);
+        let pde64 = u64::from(pde);
+        if pde64 & pte::P == 0 {
+            return Err(fault(env, w, 0));
+        }
+        let mut rights = Rights {
+            user: pde64 & pte::U != 0,
+            write: pde64 & pte::W != 0,
+            nx: false,
+            pkey: None,
+        };
+        let large = pse && pde64 & pte::PS != 0;
+        let (leaf_at, leaf) = if large {
+            // Bits above the PSE-36 address bits (from bit 13) up to bit 21 are reserved.
+            let high = if feat.pse36() { feat.phys_bits.min(40).saturating_sub(32) } else { 0 };
+            if pde64 & ((1 << 22) - (1 << (13 + high))) != 0 {
+                return Err(fault(env, w, pf::P | pf::RSVD));
+            }
+            (pde_at, pde)
+        } else {
+            let at = (pde64 & 0xffff_f000) | (w.addr >> 12 & 0x3ff) << 2;
+            let e = env.phys_read_u32(at);
+            if u64::from(e) & pte::P == 0 {
+                return Err(fault(env, w, 0));
+            }
+            rights.user &= u64::from(e) & pte::U != 0;
+            rights.write &= u64::from(e) & pte::W != 0;
+            (at, e)
+        };
+        let (readable, may_write) = check(env, w, rights)?;
+        let mut want = leaf | pte::A as u32;
+        if w.access == Access::Write {
+            want |= pte::D as u32;
+        }
+        let pde_want = pde | pte::A as u32;
+        if !large && pde_want != pde && !env.phys_cas_u32(pde_at, pde, pde_want) {
+            continue;
+        }
+        if want != leaf && !env.phys_cas_u32(leaf_at, leaf, want) {
+            continue;
+        }
+        let leaf = u64::from(leaf);
+        let phys = if large {
+            (leaf & 0xffc0_0000) | (leaf >> 13 & 0xff) << 32 | (w.addr & 0x003f_f000)
+        } else {
+            leaf & 0xffff_f000
+        };
+        return Ok(Translation {
+            phys,
+            writable: may_write && u64::from(want) & pte::D != 0,
+            readable,
+            global: leaf & pte::G != 0 && pge,
+            page_size_log2: if large { 22 } else { 12 },
+        });
+    }
+}
+
+fn read_pdptes(env: &Env, cr3: u64) -> [u64; 4] {
+    let base = cr3 & 0xffff_ffe0;
+    std::array::from_fn(|i| env.phys_read_u64(base + 8 * i as u64))
+}
+
+/// Reads the four PDPTEs of PAE paging as loading CR3 does (SDM vol. 3 §4.4.1).
+///
+/// # Errors
+/// #GP(0) if a present entry has a reserved bit set.
+pub fn load_pdptes(env: &Env, cr3: u64) -> Result<[u64; 4], Exception> {
+    let table = read_pdptes(env, cr3);
+    let reserved = 0x1e6 | env.cpu.feat.phys_reserved | 0xfff << 52;
+    if table.iter().any(|e| e & pte::P != 0 && e & reserved != 0) {
+        return Err(Exception::gp(0));
+    }
+    Ok(table)
+}
+
+impl Env {
+    /// Whether a linear address is canonical in the current mode (SDM vol. 1 §3.3.7.1).
+    pub fn canonical(&self, addr: u64) -> bool {
+        canonical_in(addr, if self.cpu.cr4 & cr4::LA57 != 0 { 57 } else { 48 })
+    }
+
+    /// INVLPG: forgets the translation of `addr`, all of it if the page is large.
+    pub fn invalidate_page(&mut self, addr: u64) {
+        if self.cpu.large_pages.may_hold(addr) {
+            self.flush_everything();
+        } else {
+            self.tlb_flush_page(addr);
+        }
+    }
+
+    /// Forgets all translations, global ones too.
+    pub fn flush_everything(&mut self) {
+        self.cpu.large_pages = LargePages::default();
+        self.cpu.pkeys_seen = 0;
+        self.tlb_flush_all();
+    }
 }
