@@ -1,0 +1,39 @@
+//! The command line of `tandem`.
+//!
+//! Flags only carry text here. [`run::RunArgs::config`] turns them into a [`crate::config::VmConfig`]
+//! and collects what is wrong with them, so that a user sees every fault at once; nothing below
+//! this module knows about flags.
+
+pub mod exit;
+pub mod run;
+
+use clap::{Parser, Subcommand};
+
+/// Runs virtual machines on KVM or by translation, with the same virtual hardware on both.
+#[derive(Parser, Debug)]
+#[command(
+    name = "tandem",
+    version,
+    about,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    after_help = "Start with `tandem doctor`, which says what works on this host, then \
+                  `tandem run --help`."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run a virtual machine
+    Run(Box<run::RunArgs>),
+    /// Say which accelerators work on this host, why not, and how to fix it
+    ///
+    /// Runs a small guest on each accelerator as proof. Exits with 0 if at least one works.
+    Doctor,
+}

@@ -1,0 +1,181 @@
+//! Accelerators and their options, as data.
+
+use super::{Fault, one_of};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// One entry of the accelerator list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Accel {
+    /// KVM where it works, else TCG.
+    Auto,
+    /// KVM.
+    Kvm,
+    /// Translation.
+    Tcg(TcgOptions),
+}
+
+/// Options of translation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct TcgOptions {
+    /// What executes the intermediate representation.
+    pub backend: TcgBackend,
+    /// How vCPUs are spread over host threads.
+    pub thread: TcgThreads,
+    /// Each block holds one guest instruction.
+    pub one_insn_per_tb: bool,
+    /// Size of the code cache in MiB; the accelerator's own choice if absent.
+    pub tb_size: Option<u32>,
+}
+
+/// What executes the intermediate representation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TcgBackend {
+    /// Generated host code where this host has a back end, else the interpreter.
+    #[default]
+    Jit,
+    /// The interpreter.
+    Interp,
+}
+
+/// How vCPUs are spread over host threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TcgThreads {
+    /// A thread for each vCPU.
+    #[default]
+    Multi,
+    /// All vCPUs in turn on one thread.
+    Single,
+}
+
+const NAMES: [&str; 3] = ["auto", "kvm", "tcg"];
+const TCG_OPTIONS: [&str; 4] = ["backend", "thread", "one-insn-per-tb", "tb-size"];
+
+impl Accel {
+    /// Its name on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Accel::Auto => "auto",
+            Accel::Kvm => "kvm",
+            Accel::Tcg(_) => "tcg",
+        }
+    }
+
+    /// Reads a list such as `kvm:tcg,backend=interp`; every fault is reported.
+    pub fn parse_list(s: &str, faults: &mut Vec<Fault>) -> Vec<Accel> {
+        s.split(':').filter_map(|entry| Accel::parse(entry, faults)).collect()
+    }
+
+    fn parse(entry: &str, faults: &mut Vec<Fault>) -> Option<Accel> {
+        let mut words = entry.split(',');
+        let name = words.next().unwrap_or("");
+        let accel = match name {
+            "auto" => Accel::Auto,
+            "kvm" => Accel::Kvm,
+            "tcg" => {
+                let mut options = TcgOptions::default();
+                words.for_each(|w| options.set(w, faults));
+                return Some(Accel::Tcg(options));
+            }
+            _ => {
+                let what = format!("there is no accelerator '{name}'");
+                faults.push(Fault::new(what, one_of(name, &NAMES)));
+                return None;
+            }
+        };
+        for w in words {
+            let what = format!("accelerator {name} has no option '{w}'");
+            faults.push(Fault::new(what, "remove it"));
+        }
+        Some(accel)
+    }
+}
+
+impl TcgOptions {
+    fn set(&mut self, word: &str, faults: &mut Vec<Fault>) {
+        let (key, value) = word.split_once('=').unwrap_or((word, "on"));
+        let mut bad = |names: &[&str]| {
+            let what = format!("accelerator option {key}={value} has an unknown value");
+            faults.push(Fault::new(what, one_of(value, names)));
+        };
+        match key {
+            "backend" => match value {
+                "jit" => self.backend = TcgBackend::Jit,
+                "interp" => self.backend = TcgBackend::Interp,
+                _ => bad(&["jit", "interp"]),
+            },
+            "thread" => match value {
+                "multi" => self.thread = TcgThreads::Multi,
+                "single" => self.thread = TcgThreads::Single,
+                _ => bad(&["multi", "single"]),
+            },
+            "one-insn-per-tb" => match value {
+                "on" => self.one_insn_per_tb = true,
+                "off" => self.one_insn_per_tb = false,
+                _ => bad(&["on", "off"]),
+            },
+            "tb-size" => match value.parse() {
+                Ok(n @ 1..=2048) => self.tb_size = Some(n),
+                _ => faults.push(Fault::new(
+                    format!("accelerator option tb-size={value} is not a number of MiB"),
+                    "use 1 to 2048",
+                )),
+            },
+            _ => {
+                let what = format!("accelerator tcg has no option '{key}'");
+                faults.push(Fault::new(what, one_of(key, &TCG_OPTIONS)));
+            }
+        }
+    }
+}
+
+impl fmt::Display for Accel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        if let Accel::Tcg(o) = self {
+            if o.backend == TcgBackend::Interp {
+                f.write_str(",backend=interp")?;
+            }
+            if o.thread == TcgThreads::Single {
+                f.write_str(",thread=single")?;
+            }
+            if o.one_insn_per_tb {
+                f.write_str(",one-insn-per-tb=on")?;
+            }
+            if let Some(n) = o.tb_size {
+                write!(f, ",tb-size={n}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_with_options_read_and_print() {
+        for s in ["auto", "kvm", "kvm:tcg", "tcg,backend=interp,thread=single,one-insn-per-tb=on"] {
+            let mut faults = vec![];
+            let list = Accel::parse_list(s, &mut faults);
+            assert!(faults.is_empty(), "{s}: {faults:?}");
+            let back: Vec<String> = list.iter().map(|a| a.to_string()).collect();
+            assert_eq!(back.join(":"), s);
+        }
+    }
+
+    #[test]
+    fn every_fault_of_a_list_is_told() {
+        let mut faults = vec![];
+        Accel::parse_list("kwm:tcg,backend=fast,threads=single:kvm,x=1", &mut faults);
+        let text: Vec<String> = faults.iter().map(|f| f.to_string()).collect();
+        assert_eq!(text.len(), 4, "{text:?}");
+        assert!(text[0].contains("'kwm'") && text[0].contains("kvm"), "{text:?}");
+        assert!(text[2].contains("did you mean 'thread'"), "{text:?}");
+    }
+}

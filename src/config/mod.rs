@@ -1,0 +1,194 @@
+//! A virtual machine as plain data: what every front end parses into, and what the machine is built
+//! from.
+//!
+//! What always holds:
+//!
+//! * A [`VmConfig`] names no accelerator object, file handle or device object; it can be written
+//!   down and read back ([serde]).
+//! * [`VmConfig::validate`] is the one place that judges it. It returns every fault at once, each a
+//!   sentence that names the thing and the remedy, and it changes nothing on the host.
+//! * Text becomes data in [`parse`]; the pieces have the same spelling in every front end.
+
+mod accel;
+mod fault;
+pub mod parse;
+mod size;
+mod validate;
+
+pub use accel::{Accel, TcgBackend, TcgOptions, TcgThreads};
+pub use fault::{Fault, closest, one_of};
+pub use size::Size;
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// One virtual machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmConfig {
+    /// Machine type.
+    pub machine: String,
+    /// Guest RAM.
+    pub memory: Size,
+    /// Processors and how they are arranged.
+    pub smp: Smp,
+    /// CPU model, with `+feature` and `-feature` appended by commas.
+    pub cpu: String,
+    /// Accelerators in order of preference.
+    pub accel: Vec<Accel>,
+    /// What to boot.
+    pub boot: Boot,
+    /// What COM1… lead to, in order; at most four.
+    pub serials: Vec<Serial>,
+    /// Devices beyond the machine's own.
+    pub devices: Vec<Device>,
+    /// A guest's reset ends the machine instead of restarting it.
+    pub no_reboot: bool,
+    /// What is logged about the guest's execution.
+    pub log: Log,
+}
+
+impl Default for VmConfig {
+    fn default() -> VmConfig {
+        VmConfig {
+            machine: "q35".into(),
+            memory: Size::mib(512),
+            smp: Smp::default(),
+            cpu: "max".into(),
+            accel: vec![Accel::Auto],
+            boot: Boot::default(),
+            serials: vec![Serial::Stdio],
+            devices: Vec::new(),
+            no_reboot: false,
+            log: Log::default(),
+        }
+    }
+}
+
+/// Number and arrangement of processors: `cpus = sockets × cores × threads`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Smp {
+    /// Processors, 1–255.
+    pub cpus: u32,
+    /// Sockets.
+    pub sockets: u32,
+    /// Cores per socket.
+    pub cores: u32,
+    /// Threads per core.
+    pub threads: u32,
+}
+
+impl Default for Smp {
+    fn default() -> Smp {
+        Smp { cpus: 1, sockets: 1, cores: 1, threads: 1 }
+    }
+}
+
+/// How the kernel file is to be understood.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KernelFormat {
+    /// Recognised by its contents: bzImage, ELF with a PVH note, multiboot 1.
+    #[default]
+    Auto,
+    /// Linux bzImage, entered at its 64-bit entry point.
+    Bzimage,
+    /// ELF with a PVH entry note, entered in 32-bit protected mode.
+    Pvh,
+    /// Multiboot 1.
+    Multiboot,
+    /// Raw bytes at 7c00h, entered there in real mode as a BIOS enters a boot sector (but with no
+    /// BIOS behind it and up to 480 KiB long).
+    Flat,
+}
+
+impl KernelFormat {
+    /// All formats with their names.
+    pub const NAMES: [(&'static str, KernelFormat); 5] = [
+        ("auto", KernelFormat::Auto),
+        ("bzimage", KernelFormat::Bzimage),
+        ("pvh", KernelFormat::Pvh),
+        ("multiboot", KernelFormat::Multiboot),
+        ("flat", KernelFormat::Flat),
+    ];
+}
+
+/// What to boot.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Boot {
+    /// Kernel file.
+    pub kernel: Option<PathBuf>,
+    /// How to understand it.
+    pub format: KernelFormat,
+    /// Initial RAM disk; for multiboot the first module.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub append: String,
+    /// Multiboot modules.
+    pub modules: Vec<Module>,
+}
+
+/// A multiboot module.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Module {
+    /// File.
+    pub path: PathBuf,
+    /// The module's string, without the file name.
+    #[serde(default)]
+    pub args: String,
+}
+
+/// What a serial port leads to on the host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Serial {
+    /// This terminal (raw mode; Ctrl-A is the escape key).
+    Stdio,
+    /// A file that is created or overwritten; nothing is read.
+    File(PathBuf),
+    /// A new pseudo-terminal whose name is printed.
+    Pty,
+    /// A unix socket that tandem listens on.
+    Unix(PathBuf),
+    /// Nowhere.
+    Null,
+}
+
+/// A device: the name of its type and its properties.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Type name, as `--device help` lists it.
+    pub driver: String,
+    /// Properties in the order given.
+    #[serde(default)]
+    pub props: Vec<(String, String)>,
+}
+
+/// Execution log.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Items, from [`LOG_ITEMS`].
+    pub items: Vec<String>,
+    /// Where it goes; standard error if absent.
+    pub file: Option<PathBuf>,
+    /// Guest addresses to which translation items are restricted: start and length.
+    pub filter: Vec<(u64, u64)>,
+}
+
+/// The items of `-d` with their meanings.
+pub const LOG_ITEMS: [(&str, &str); 9] = [
+    ("in_asm", "guest code as it is translated"),
+    ("op", "intermediate representation as translated"),
+    ("op_opt", "intermediate representation after optimisation"),
+    ("out_asm", "generated host code"),
+    ("cpu", "registers before each block"),
+    ("exec", "address of each block before it runs"),
+    ("int", "interrupts and exceptions"),
+    ("mmu", "TLB misses and page faults"),
+    ("nochain", "do not chain blocks, so that exec and cpu show all of them"),
+];

@@ -1,0 +1,292 @@
+//! The judgement of a configuration. Changes nothing on the host.
+
+use super::{Accel, Device, Fault, LOG_ITEMS, Serial, VmConfig, one_of};
+use crate::boot;
+use crate::machine::memmap::{MAX_RAM, MIN_RAM, MemoryMap};
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+/// Machine types.
+const MACHINES: [&str; 1] = ["q35"];
+/// Serial ports of a PC.
+const MAX_SERIALS: usize = 4;
+/// Processors with an 8-bit local APIC ID; FFh is the broadcast ID.
+const MAX_CPUS: u32 = 255;
+/// `sun_path` with its terminating NUL.
+const MAX_SOCKET_PATH: usize = 107;
+
+impl VmConfig {
+    /// Every fault of this configuration: none means that a machine can be built from it, unless
+    /// the host refuses something (memory, a thread, an accelerator).
+    pub fn validate(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if !MACHINES.contains(&self.machine.as_str()) {
+            let what = format!("there is no machine type '{}'", self.machine);
+            faults.push(Fault::new(what, one_of(&self.machine, &MACHINES)));
+        }
+        let memory_is_good = self.memory(&mut faults);
+        self.processors(&mut faults);
+        self.accelerators(&mut faults);
+        if memory_is_good {
+            // A boot that does not fit bad memory would only repeat that fault.
+            let plan = boot::Plan::new(&self.boot, &MemoryMap::new(self.memory));
+            faults.extend(plan.err().into_iter().flatten());
+        }
+        self.serial_ports(&mut faults);
+        for d in &self.devices {
+            d.validate(&mut faults);
+        }
+        self.logging(&mut faults);
+        faults
+    }
+
+    fn memory(&self, faults: &mut Vec<Fault>) -> bool {
+        let before = faults.len();
+        if self.memory < MIN_RAM {
+            faults.push(Fault::new(
+                format!("{} of guest memory is too little", self.memory),
+                format!("give at least {MIN_RAM} with -m (a Linux guest needs about 128M)"),
+            ));
+        } else if self.memory > MAX_RAM {
+            faults.push(Fault::new(
+                format!("{} of guest memory is more than the machine can address", self.memory),
+                format!("give at most {MAX_RAM} with -m"),
+            ));
+        } else if self.memory.bytes() % (1 << 20) != 0 {
+            faults.push(Fault::new(
+                format!("{} of guest memory is not a whole number of MiB", self.memory),
+                "round it to MiB",
+            ));
+        }
+        faults.len() == before
+    }
+
+    fn processors(&self, faults: &mut Vec<Fault>) {
+        let s = &self.smp;
+        if s.cpus == 0 || s.cpus > MAX_CPUS {
+            faults.push(Fault::new(
+                format!("a machine cannot have {} processors", s.cpus),
+                format!("give 1 to {MAX_CPUS} with --smp"),
+            ));
+        }
+        let product = u64::from(s.sockets) * u64::from(s.cores) * u64::from(s.threads);
+        if product != u64::from(s.cpus) {
+            faults.push(Fault::new(
+                format!(
+                    "{} processors cannot be arranged as {} sockets of {} cores of {} threads",
+                    s.cpus, s.sockets, s.cores, s.threads
+                ),
+                format!("make the product {}, or give only --smp {}", s.cpus, s.cpus),
+            ));
+        }
+    }
+
+    fn accelerators(&self, faults: &mut Vec<Fault>) {
+        if self.accel.is_empty() {
+            faults.push(Fault::new("the list of accelerators is empty", "use auto, kvm or tcg"));
+        }
+        for (i, a) in self.accel.iter().enumerate() {
+            let built_in = match a {
+                Accel::Auto => cfg!(feature = "kvm") || cfg!(feature = "tcg"),
+                Accel::Kvm => cfg!(feature = "kvm"),
+                Accel::Tcg(_) => cfg!(feature = "tcg"),
+            };
+            if !built_in {
+                faults.push(Fault::new(
+                    format!("this tandem was built without accelerator {}", a.name()),
+                    format!("build it with --features {}, or use another", a.name()),
+                ));
+            }
+            if self.accel[..i].iter().any(|b| b.name() == a.name()) {
+                faults.push(Fault::new(
+                    format!("accelerator {} is listed twice", a.name()),
+                    "list it once",
+                ));
+            }
+        }
+    }
+
+    fn serial_ports(&self, faults: &mut Vec<Fault>) {
+        if self.serials.len() > MAX_SERIALS {
+            faults.push(Fault::new(
+                format!("a machine cannot have {} serial ports", self.serials.len()),
+                format!("give --serial at most {MAX_SERIALS} times"),
+            ));
+        }
+        if self.serials.iter().filter(|s| **s == Serial::Stdio).count() > 1 {
+            faults.push(Fault::new(
+                "two serial ports cannot share the terminal",
+                "use --serial stdio once and pty, file:PATH or unix:PATH for the others",
+            ));
+        }
+        for (i, s) in self.serials.iter().enumerate() {
+            let twin = matches!(s, Serial::File(_) | Serial::Unix(_))
+                && self.serials[..i].iter().any(|o| o == s);
+            match s {
+                Serial::File(p) | Serial::Unix(p) if twin => faults.push(Fault::new(
+                    format!("two serial ports lead to '{}'", p.display()),
+                    "give each a path of its own",
+                )),
+                Serial::File(p) => faults.extend(creatable(p, "serial output file")),
+                Serial::Unix(p) => faults.extend(socket(p)),
+                Serial::Stdio | Serial::Pty | Serial::Null => {}
+            }
+        }
+    }
+
+    fn logging(&self, faults: &mut Vec<Fault>) {
+        let names = LOG_ITEMS.map(|(n, _)| n);
+        for item in self.log.items.iter().filter(|i| !names.contains(&i.as_str())) {
+            let what = format!("there is no log item '{item}'");
+            faults.push(Fault::new(what, one_of(item, &names)));
+        }
+        if let Some(p) = &self.log.file {
+            faults.extend(creatable(p, "log file"));
+        }
+    }
+}
+
+impl Device {
+    fn validate(&self, _faults: &mut Vec<Fault>) {}
+}
+
+/// Whether this process may do `mode` (of access(2)) with `path`.
+fn may(path: &Path, mode: libc::c_int) -> Result<(), std::io::Error> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: path is a NUL-terminated string that lives through the call.
+    match unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), mode, libc::AT_EACCESS) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// The fault of a path at which no file can be created or written.
+fn creatable(path: &Path, what: &str) -> Option<Fault> {
+    let fault = |why: String, remedy: &str| {
+        Some(Fault::new(format!("{what} '{}' cannot be written: {why}", path.display()), remedy))
+    };
+    match std::fs::metadata(path) {
+        Ok(m) if m.is_dir() => fault("it is a directory".into(), "name a file in it"),
+        Ok(m) if m.file_type().is_socket() => {
+            fault("it is a socket".into(), "name a file, or use unix:PATH")
+        }
+        Ok(_) => match may(path, libc::W_OK) {
+            Ok(()) => None,
+            Err(e) => fault(reason(&e), "make it writable or choose another path"),
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => parent_writable(path)
+            .and_then(|e| fault(reason(&e), "create the directory or choose another path")),
+        Err(e) => fault(reason(&e), "choose another path"),
+    }
+}
+
+/// Why no entry can be created in the directory of `path`.
+fn parent_writable(path: &Path) -> Option<std::io::Error> {
+    let dir = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    may(dir, libc::W_OK | libc::X_OK).err()
+}
+
+/// The fault of a path at which no socket can be made.
+fn socket(path: &Path) -> Option<Fault> {
+    let fault = |why: String, remedy: &str| {
+        Some(Fault::new(
+            format!("serial socket '{}' cannot be made: {why}", path.display()),
+            remedy,
+        ))
+    };
+    if path.as_os_str().len() > MAX_SOCKET_PATH {
+        let why = format!("its path is longer than {MAX_SOCKET_PATH} bytes");
+        return fault(why, "choose a shorter path");
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(m) if !m.file_type().is_socket() => {
+            fault("something else is there".into(), "remove it or choose another path")
+        }
+        Ok(_) => None,
+        Err(_) => parent_writable(path)
+            .and_then(|e| fault(reason(&e), "create the directory or choose another path")),
+    }
+}
+
+/// The words of an I/O error without its number.
+fn reason(e: &std::io::Error) -> String {
+    let text = e.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    text.to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Size, Smp, TcgOptions};
+    use super::*;
+
+    fn faults(c: &VmConfig) -> Vec<String> {
+        c.validate().iter().map(|f| f.to_string()).collect()
+    }
+
+    fn has(c: &VmConfig, words: &[&str]) {
+        let all = faults(c);
+        assert!(
+            all.iter().any(|f| words.iter().all(|w| f.contains(w))),
+            "{words:?} not in {all:#?}"
+        );
+    }
+
+    #[test]
+    fn every_fault_is_told_at_once_with_its_remedy() {
+        let c = VmConfig {
+            machine: "q36".into(),
+            memory: Size::mib(3),
+            smp: Smp { cpus: 3, sockets: 1, cores: 2, threads: 1 },
+            accel: vec![Accel::Tcg(TcgOptions::default()), Accel::Tcg(TcgOptions::default())],
+            serials: vec![
+                Serial::Stdio,
+                Serial::Stdio,
+                Serial::File("/nonexistent/x".into()),
+                Serial::Unix("/proc/1/x".into()),
+                Serial::File("/".into()),
+            ],
+            ..VmConfig::default()
+        };
+        has(&c, &["q36", "q35"]);
+        has(&c, &["3M", "8M", "-m"]);
+        has(&c, &["3 processors", "--smp 3"]);
+        has(&c, &["tcg", "twice"]);
+        has(&c, &["share the terminal"]);
+        has(&c, &["/nonexistent/x", "create the directory"]);
+        has(&c, &["5 serial ports"]);
+        has(&c, &["'/'", "is a directory"]);
+        for f in faults(&c) {
+            assert!(f.contains("; ") && !f.ends_with('.'), "{f}");
+        }
+    }
+
+    #[test]
+    fn boot_faults_are_among_them() {
+        let mut c = VmConfig::default();
+        has(&c, &["nothing to boot", "--kernel"]);
+        c.boot.kernel = Some("/nonexistent".into());
+        c.boot.initrd = Some("/nonexistent2".into());
+        has(&c, &["/nonexistent'", "no such file"]);
+        has(&c, &["/nonexistent2'", "no such file"]);
+        c.boot.kernel = Some("/etc/passwd".into());
+        c.boot.initrd = None;
+        has(&c, &["/etc/passwd", "not a kernel", "flat"]);
+    }
+
+    #[test]
+    fn configuration_survives_writing_and_reading() {
+        let c = VmConfig {
+            accel: vec![Accel::Kvm, Accel::Tcg(TcgOptions::default())],
+            ..VmConfig::default()
+        };
+        let text = toml::to_string(&c).unwrap();
+        assert_eq!(toml::from_str::<VmConfig>(&text).unwrap(), c, "{text}");
+        assert!(toml::from_str::<VmConfig>("memry = 3").is_err());
+    }
+}

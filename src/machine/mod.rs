@@ -1,0 +1,3 @@
+//! One machine, assembled and governed.
+
+pub mod memmap;
