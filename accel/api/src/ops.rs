@@ -41,4 +41,11 @@ pub trait AccelOps: Send + Sync {
     fn create_vcpu_thread(&self, spec: VcpuSpec) -> Result<VcpuHandle>;
     /// The clock that guest time derives from.
     fn clock(&self) -> Arc<Clock>;
+    /// Frequency at which a vCPU's TSC counts on this host unless its spec says otherwise, in Hz.
+    /// The machine puts it into every [`VcpuSpec::tsc_hz`] and into CPUID.
+    fn tsc_hz(&self) -> u64;
+    /// RESET of what the accelerator keeps for the machine besides vCPU state: in-kernel interrupt
+    /// chips and timers, local APICs included. Called while all vCPUs are paused; their state is
+    /// written afterwards.
+    fn reset(&self) -> Result<()>;
 }
