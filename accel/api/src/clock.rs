@@ -16,6 +16,7 @@ pub const NANOS_PER_SEC: u64 = 1_000_000_000;
 
 type Callback = Arc<dyn Fn() + Send + Sync>;
 type Waker = Box<dyn Fn() + Send + Sync>;
+type Observer = Arc<dyn Fn(bool) + Send + Sync>;
 
 struct Queue {
     /// (deadline, id) → callback.
@@ -36,6 +37,7 @@ enum Run {
 pub struct Clock {
     run: Mutex<Run>,
     queue: Mutex<Queue>,
+    observers: Mutex<Vec<Observer>>,
 }
 
 impl Clock {
@@ -44,6 +46,7 @@ impl Clock {
         Arc::new(Clock {
             run: Mutex::new(Run::Paused(0)),
             queue: Mutex::new(Queue { armed: BTreeMap::new(), next_id: 0, waker: None }),
+            observers: Mutex::default(),
         })
     }
 
@@ -57,20 +60,41 @@ impl Clock {
 
     /// Lets time run (no effect if it does).
     pub fn resume(&self) {
-        {
+        let was_paused = {
             let mut run = self.run.lock().unwrap();
-            if let Run::Paused(t) = *run {
+            let paused = *run;
+            if let Run::Paused(t) = paused {
                 *run = Run::Running { origin: Instant::now(), offset: t };
             }
+            matches!(paused, Run::Paused(_))
+        };
+        if was_paused {
+            self.tell(true);
         }
         self.wake();
     }
 
     /// Stops time (no effect if it stands).
     pub fn pause(&self) {
-        let mut run = self.run.lock().unwrap();
-        if let Run::Running { origin, offset } = *run {
+        {
+            let mut run = self.run.lock().unwrap();
+            let Run::Running { origin, offset } = *run else { return };
             *run = Run::Paused(origin.elapsed().as_nanos() as u64 + offset);
+        }
+        self.tell(false);
+    }
+
+    /// Calls `f` whenever time starts (`true`) or stops (`false`) running, on the thread that does
+    /// it, before [`Clock::resume`] or [`Clock::pause`] returns. For whoever keeps a clock of its
+    /// own that must stand still too.
+    pub fn observe(&self, f: impl Fn(bool) + Send + Sync + 'static) {
+        self.observers.lock().unwrap().push(Arc::new(f));
+    }
+
+    fn tell(&self, running: bool) {
+        let observers = self.observers.lock().unwrap().clone();
+        for f in observers {
+            f(running);
         }
     }
 
@@ -209,6 +233,19 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(1));
         c.run_expired();
         assert_eq!(*hits.lock().unwrap(), [1, 2]);
+    }
+
+    #[test]
+    fn observers_hear_of_changes_only() {
+        let c = Clock::new();
+        let heard = Arc::new(Mutex::new(vec![]));
+        let h = heard.clone();
+        c.observe(move |on| h.lock().unwrap().push(on));
+        c.pause();
+        c.resume();
+        c.resume();
+        c.pause();
+        assert_eq!(*heard.lock().unwrap(), [true, false]);
     }
 
     #[test]

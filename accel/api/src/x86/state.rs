@@ -188,7 +188,8 @@ pub struct X86State {
     pub apic_base: u64,
     /// Floating-point and vector state.
     pub fpu: FpuState,
-    /// Other MSRs: (index, value), in index order.
+    /// Other MSRs: (index, value), in index order. When state is written, an MSR that is not listed
+    /// takes its RESET value; but the TSC, not listed, counts on.
     pub msrs: Vec<(u32, u64)>,
     /// Multi-processing state.
     pub mp: MpState,
