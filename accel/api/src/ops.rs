@@ -42,14 +42,6 @@ pub trait AccelOps: Send + Sync {
     /// The clock that guest time derives from. An accelerator with clocks of its own follows this
     /// one's pauses.
     fn clock(&self) -> Arc<Clock>;
-    /// The TSC frequency, in Hz, that vCPUs run at unless their spec asks for another.
-    fn tsc_hz(&self) -> u64;
-    /// RESET of whatever the accelerator owns besides vCPU state: its interrupt chips and timers
-    /// ([`IrqChip::InKernel`]). Called while no vCPU runs, together with
-    /// [`VcpuHandle::set_state`] for each vCPU. An accelerator that owns no chips has nothing to do.
-    fn reset(&self) -> Result<()> {
-        Ok(())
-    }
     /// Frequency at which a vCPU's TSC counts on this host unless its spec says otherwise, in Hz.
     /// The machine puts it into every [`VcpuSpec::tsc_hz`] and into CPUID.
     fn tsc_hz(&self) -> u64;
