@@ -7,28 +7,24 @@ use tandem_accel::x86::{Segment, TableReg};
 use tandem_jit::ir::Global;
 use tandem_jit::target::{GlobalClass, GlobalDesc};
 
-/// Lazy condition codes: which operation set the flags, and with what. The meaning of `dst`, `src`
-/// and `src2` depends on `op`: see `flags`. `base_*` describe the flags that `op` leaves
-/// unchanged (INC and DEC: CF; rotates: all but CF and OF; shifts by a count of 0: all).
+/// Lazy condition codes: which operation set the arithmetic flags, and with what. How the fields
+/// combine is in [`super::flags`], which is the only reader of their meaning.
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct CcState {
-    /// Operation code (a `CcOp` as u64).
+    /// Operation word: the last operation that set all six flags, and what has been overridden
+    /// since.
     pub op: u64,
-    /// Result.
+    /// Its result.
     pub dst: u64,
-    /// Source operand, or carry, or flags image.
+    /// Its source operand, or a flags image.
     pub src: u64,
-    /// Third value (carry in, count).
+    /// Its third value (carry in, count).
     pub src2: u64,
-    /// Operation of the base.
-    pub base_op: u64,
-    /// Result of the base.
-    pub base_dst: u64,
-    /// Source of the base.
-    pub base_src: u64,
-    /// Third value of the base.
-    pub base_src2: u64,
+    /// Result of the last INC or DEC after it.
+    pub inc: u64,
+    /// CF (bit 0) and OF (bit 11), as set by a later operation that touches only those.
+    pub over: u64,
 }
 
 /// The processor.
@@ -175,10 +171,8 @@ globals! {
     CC_DST "cc_dst" offset_of!(Cpu, cc.dst), M, None;
     CC_SRC "cc_src" offset_of!(Cpu, cc.src), M, None;
     CC_SRC2 "cc_src2" offset_of!(Cpu, cc.src2), M, None;
-    BASE_OP "base_op" offset_of!(Cpu, cc.base_op), M, None;
-    BASE_DST "base_dst" offset_of!(Cpu, cc.base_dst), M, None;
-    BASE_SRC "base_src" offset_of!(Cpu, cc.base_src), M, None;
-    BASE_SRC2 "base_src2" offset_of!(Cpu, cc.base_src2), M, None;
+    CC_INC "cc_inc" offset_of!(Cpu, cc.inc), M, None;
+    CC_OVER "cc_over" offset_of!(Cpu, cc.over), M, None;
     DF "df" offset_of!(Cpu, df), M, None;
     ES_BASE "es_base" segb(0), M, None;
     CS_BASE "cs_base" segb(1), M, None;

@@ -4,10 +4,12 @@ pub mod bits;
 pub mod cpu;
 pub mod exception;
 pub mod features;
+pub mod flags;
 pub mod helpers;
 pub mod mode;
 pub mod msr;
 pub mod paging;
+pub mod translate;
 
 pub use cpu::Cpu;
 /// The state block of an x86 vCPU.

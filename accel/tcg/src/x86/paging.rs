@@ -249,12 +249,7 @@ fn check(env: &mut Env, w: Walk, r: Rights) -> Result<(bool, bool), Exception> {
 
 /// PAE, 4-level and 5-level paging from `table` at `level` down. `None`: an entry changed under the
 /// walk.
-fn walk64(
-    env: &mut Env,
-    w: Walk,
-    table: u64,
-    top: u32,
-) -> Result<Option<Translation>, Exception> {
+fn walk64(env: &mut Env, w: Walk, table: u64, top: u32) -> Result<Option<Translation>, Exception> {
     let cpu = &env.cpu;
     let lma = cpu.efer & efer::LMA != 0;
     let nxe = cpu.efer & efer::NXE != 0;
@@ -341,12 +336,8 @@ fn walk32(env: &mut Env, w: Walk) -> Result<Translation, Exception> {
         if pde64 & pte::P == 0 {
             return Err(fault(env, w, 0));
         }
-        let mut rights = Rights {
-            user: pde64 & pte::U != 0,
-            write: pde64 & pte::W != 0,
-            nx: false,
-            pkey: None,
-        };
+        let mut rights =
+            Rights { user: pde64 & pte::U != 0, write: pde64 & pte::W != 0, nx: false, pkey: None };
         let large = pse && pde64 & pte::PS != 0;
         let (leaf_at, leaf) = if large {
             // Bits above the PSE-36 address bits (from bit 13) up to bit 21 are reserved.

@@ -3,9 +3,18 @@
 //! A helper is an `extern "C" fn(env: *mut Env, …u64) -> u64`. It declares its effects in the table;
 //! system code proper returns `Result<_, Exception>` and the thin helper turns an error into a
 //! pending fault ([`raise`]).
+//!
+//! To add a helper, write the function in the file of its subject and one line in the table below;
+//! the line makes the constant that the front end calls it by.
+
+mod fault;
+mod flags;
+mod segment;
 
 use super::Env;
 use super::exception::Exception;
+use tandem_jit::ir::Helper;
+use tandem_jit::target::{HelperDesc, HelperEffects};
 
 /// Makes `e` the pending fault of the helper that is running and returns 0. Generated code sees it
 /// when the helper returns.
@@ -13,4 +22,71 @@ pub fn raise(env: &mut Env, e: Exception) -> u64 {
     env.cpu.exception = e;
     env.core.fault = 1;
     0
+}
+
+/// Effect sets by name, for the table.
+#[allow(dead_code)]
+mod effects {
+    use super::HelperEffects;
+
+    const fn new(
+        reads_globals: bool,
+        writes_globals: bool,
+        may_fault: bool,
+        vector: bool,
+    ) -> HelperEffects {
+        HelperEffects { reads_globals, writes_globals, may_fault, vector }
+    }
+    /// A function of its arguments and of state that is not a global.
+    pub const PURE: HelperEffects = new(false, false, false, false);
+    /// The same, and may raise a fault.
+    pub const FAULT: HelperEffects = new(false, false, true, false);
+    /// Reads globals in `Env`.
+    pub const READ: HelperEffects = new(true, false, false, false);
+    /// Reads and writes globals in `Env`.
+    pub const STATE: HelperEffects = new(true, true, false, false);
+    /// Reads globals and may raise a fault.
+    pub const READ_FAULT: HelperEffects = new(true, false, true, false);
+    /// Reads and writes globals and may raise a fault: system instructions, string instructions.
+    pub const SYSTEM: HelperEffects = new(true, true, true, false);
+    /// Touches vector state.
+    pub const VECTOR: HelperEffects = new(false, false, false, true);
+    /// Touches vector state and may raise a fault.
+    pub const VECTOR_FAULT: HelperEffects = new(false, false, true, true);
+    /// Touches everything.
+    pub const ALL: HelperEffects = new(true, true, true, true);
+}
+
+macro_rules! helpers {
+    ($( $name:ident = $function:path, $effects:ident; )*) => {
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+        #[repr(u16)]
+        enum Number { $( $name, )* }
+        $(
+            #[doc = concat!("Calls [`", stringify!($function), "`].")]
+            pub const $name: Helper = Helper(Number::$name as u16);
+        )*
+        /// The table of helpers for the compiler; the constants of this module index it.
+        pub fn table() -> Vec<HelperDesc> {
+            vec![ $( HelperDesc {
+                name: stringify!($function),
+                addr: $function as *const () as usize,
+                effects: effects::$effects,
+            }, )* ]
+        }
+    };
+}
+
+// Keep one section per engineer's subject, and lines sorted by file.
+helpers! {
+    // ---- integer front end ----
+    RAISE_EXCEPTION = fault::raise_exception, FAULT;
+    ALIGN_CHECK = fault::align_check, FAULT;
+    COMPUTE_FLAGS = flags::compute_flags, PURE;
+    COMPUTE_FLAGS_SYNC = flags::compute_flags, READ;
+
+    // ---- system ----
+    SEG_CHECK = segment::seg_check, FAULT;
+
+    // ---- vector and x87 ----
 }

@@ -1,0 +1,40 @@
+//! Segment checks of memory accesses outside 64-bit code.
+
+use super::raise;
+use crate::x86::Env;
+use crate::x86::exception::{Exception, vector};
+use tandem_accel::x86::{ATTR_DB, ATTR_P, ATTR_S, ATTR_UNUSABLE, seg};
+use tandem_jit::ir::{PTR_READ, PTR_WRITE};
+
+/// Checks an access of `size` bytes at `offset` in segment `what >> 8` against limit and type (SDM
+/// vol. 3 §5.3, §5.5); the low bits of `what` are [`PTR_READ`] | [`PTR_WRITE`]. Returns the linear
+/// address, or raises #SS(0) for the stack segment and #GP(0) for the others.
+pub extern "C" fn seg_check(env: *mut Env, what: u64, offset: u64, size: u64) -> u64 {
+    // SAFETY: generated code passes its own Env, which nothing else uses while the helper runs.
+    let env = unsafe { &mut *env };
+    let n = ((what >> 8) as usize).min(seg::GS);
+    let access = what as u8;
+    let s = &env.cpu.seg[n];
+    let last = offset.wrapping_add(size).wrapping_sub(1);
+    let limit = u64::from(s.limit);
+    let code = s.attr & 8 != 0;
+    let expand_down = !code && s.attr & 4 != 0;
+    let inside = if expand_down {
+        let top = if s.attr & ATTR_DB != 0 { u32::MAX.into() } else { 0xffff };
+        offset > limit && last <= top
+    } else {
+        last <= limit
+    };
+    // Real mode and virtual-8086 mode have limits but no types.
+    let typed = env.cpu.cr0 & 1 != 0 && env.cpu.eflags & 1 << 17 == 0;
+    let present = s.attr & (ATTR_P | ATTR_S | ATTR_UNUSABLE) == ATTR_P | ATTR_S;
+    let writable = !code && s.attr & 2 != 0;
+    let readable = !code || s.attr & 2 != 0;
+    let allowed = !typed
+        || present && (access & PTR_WRITE == 0 || writable) && (access & PTR_READ == 0 || readable);
+    if inside && allowed {
+        return env.cpu.seg_base[n].wrapping_add(offset) & u64::from(u32::MAX);
+    }
+    let v = if n == seg::SS { vector::SS } else { vector::GP };
+    raise(env, Exception::with_error(v, 0))
+}

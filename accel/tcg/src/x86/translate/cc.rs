@@ -1,0 +1,182 @@
+//! Flags during a translation: where in the block each flag is at hand as an IR flags value, and
+//! the deferred writes that describe the architectural flags (see [`crate::x86::flags`]).
+
+use super::Translator;
+use crate::x86::bits::rflags::{ARITH, CF, OF};
+use crate::x86::cpu::global;
+use crate::x86::flags::{self, CcKind};
+use crate::x86::helpers;
+use tandem_jit::ir::{Op, Val, Width};
+
+/// What is known of the flags at a point of the translation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FlagState {
+    /// Flags value whose CF is the architectural one.
+    cf: Val,
+    /// The same for OF.
+    of: Val,
+    /// The same for ZF, SF, PF and AF.
+    rest: Val,
+    /// The operation word, if known.
+    op: Option<u64>,
+    /// The description in `Env` is current: no write of it is pending.
+    in_env: bool,
+}
+
+impl Default for FlagState {
+    fn default() -> FlagState {
+        FlagState { cf: Val::NONE, of: Val::NONE, rest: Val::NONE, op: None, in_env: true }
+    }
+}
+
+/// Operands of a description; those that the kind does not use are none.
+#[derive(Clone, Copy)]
+pub struct CcOperands {
+    /// Result.
+    pub dst: Val,
+    /// Source operand.
+    pub src: Val,
+    /// Third value.
+    pub src2: Val,
+}
+
+impl Translator<'_> {
+    /// All six flags have been set by `kind` at width `w`; `fl` is the IR flags value, or none.
+    pub fn set_flags(&mut self, kind: CcKind, w: Width, o: CcOperands, fl: Val) {
+        self.put_op(flags::op(kind, w));
+        for (g, v) in [(global::CC_DST, o.dst), (global::CC_SRC, o.src), (global::CC_SRC2, o.src2)]
+        {
+            if v.is_some() {
+                self.b.put(g, v);
+            }
+        }
+        (self.cc.cf, self.cc.of, self.cc.rest) = (fl, fl, fl);
+    }
+
+    /// All six flags have been set as AND, OR and XOR do.
+    pub fn set_flags_logic(&mut self, w: Width, dst: Val, fl: Val) {
+        self.set_flags(CcKind::Logic, w, CcOperands { dst, src: Val::NONE, src2: Val::NONE }, fl);
+    }
+
+    /// All six flags are those of the image `image`.
+    pub fn set_flags_image(&mut self, image: Val) {
+        let fl = self.image_flags(image);
+        let o = CcOperands { dst: Val::NONE, src: image, src2: Val::NONE };
+        self.set_flags(CcKind::Eflags, Width::W8, o, fl);
+    }
+
+    /// A helper has changed the flags in `Env`.
+    pub fn flags_unknown(&mut self) {
+        self.cc = FlagState::default();
+    }
+
+    /// An INC or DEC (`word` is [`flags::inc`] or [`flags::dec`]) gave `dst`; `fl` has all flags but
+    /// CF.
+    pub fn set_flags_inc(&mut self, word: u64, dst: Val, fl: Val) {
+        let keep = !(flags::OP_INC | flags::OP_OVER_OF);
+        self.patch_op(keep, word);
+        self.b.put(global::CC_INC, dst);
+        (self.cc.of, self.cc.rest) = (fl, fl);
+    }
+
+    /// CF has been set to bit 0 of `cf` (the value 0 or 1); OF becomes undefined. `fl` has the CF.
+    pub fn set_carry(&mut self, cf: Val, fl: Val) {
+        self.patch_op(!(flags::OP_OVER_CF | flags::OP_OVER_OF), flags::OVER_CF);
+        self.b.put(global::CC_OVER, cf);
+        self.cc.cf = fl;
+        self.cc.of = Val::NONE;
+    }
+
+    /// CF and OF have been set by a rotation (`word` is [`flags::rol`] or [`flags::ror`]) that gave
+    /// `dst`; `fl` has these two.
+    pub fn set_flags_rotate(&mut self, word: u64, dst: Val, fl: Val) {
+        self.patch_op(!(flags::OP_OVER_CF | flags::OP_OVER_OF), word);
+        self.b.put(global::CC_OVER, dst);
+        (self.cc.cf, self.cc.of) = (fl, fl);
+    }
+
+    fn put_op(&mut self, word: u64) {
+        let v = self.b.iconst(word);
+        self.b.put(global::CC_OP, v);
+        self.cc.op = Some(word);
+        self.cc.in_env = false;
+    }
+
+    fn patch_op(&mut self, keep: u64, word: u64) {
+        match self.cc.op {
+            Some(old) => self.put_op(old & keep | word),
+            None => {
+                let old = self.b.get(global::CC_OP);
+                let mask = self.b.iconst(keep);
+                let kept = self.b.bin(Op::And, Width::W32, old, mask);
+                let word = self.b.iconst(word);
+                let new = self.b.bin(Op::Or, Width::W32, kept, word);
+                self.b.put(global::CC_OP, new);
+                self.cc.in_env = false;
+            }
+        }
+    }
+
+    /// An IR flags value in which the flags `reads` are the architectural ones.
+    pub fn flags(&mut self, reads: u64) -> Val {
+        let s = self.cc;
+        let mut found = Val::NONE;
+        let mut same = true;
+        for (mask, v) in [(CF, s.cf), (OF, s.of), (ARITH & !(CF | OF), s.rest)] {
+            if reads & mask != 0 {
+                if !v.is_some() {
+                    return self.computed_flags();
+                }
+                same &= found == v || !found.is_some();
+                found = v;
+            }
+        }
+        if !found.is_some() {
+            return self.computed_flags();
+        }
+        if same {
+            return found;
+        }
+        // Different flags are in different values: put the image together.
+        let image = self.flags_image();
+        let fl = self.image_flags(image);
+        (self.cc.cf, self.cc.of, self.cc.rest) = (fl, fl, fl);
+        fl
+    }
+
+    /// The image of all six flags.
+    pub fn flags_image(&mut self) -> Val {
+        let s = self.cc;
+        if !s.cf.is_some() || !s.of.is_some() || !s.rest.is_some() {
+            let fl = self.computed_flags();
+            return self.b.un(Op::FlagsImg, Width::W64, fl);
+        }
+        if s.cf == s.of && s.of == s.rest {
+            return self.b.un(Op::FlagsImg, Width::W64, s.cf);
+        }
+        let mut image = Val::NONE;
+        for (mask, fl) in [(CF, s.cf), (OF, s.of), (ARITH & !(CF | OF), s.rest)] {
+            let img = self.b.un(Op::FlagsImg, Width::W64, fl);
+            let mask = self.b.iconst(mask);
+            let part = self.b.bin(Op::And, Width::W32, img, mask);
+            image =
+                if image.is_some() { self.b.bin(Op::Or, Width::W32, image, part) } else { part };
+        }
+        image
+    }
+
+    /// Has a helper work out the flags from their description.
+    fn computed_flags(&mut self) -> Val {
+        let helper =
+            if self.cc.in_env { helpers::COMPUTE_FLAGS } else { helpers::COMPUTE_FLAGS_SYNC };
+        let image = self.b.call(helper, &[]);
+        let fl = self.image_flags(image);
+        (self.cc.cf, self.cc.of, self.cc.rest) = (fl, fl, fl);
+        fl
+    }
+
+    /// The flags value with this image.
+    pub fn image_flags(&mut self, image: Val) -> Val {
+        self.b.flags_of(Op::ImgFlags, Width::W64, [image, Val::NONE, Val::NONE, Val::NONE])
+    }
+}

@@ -1,0 +1,157 @@
+//! The state of one translation, and the ways an instruction ends.
+
+use super::TbKey;
+use super::cc::FlagState;
+use crate::x86::cpu::global;
+use crate::x86::helpers;
+use crate::x86::mode::Mode;
+use iced_x86::Instruction;
+use tandem_jit::ir::{Block, Exit, ExitHint, ExitKind, Val};
+
+/// Leave code: evaluate everything anew (mode, interrupts).
+pub const LEAVE_LOOP: u32 = 1;
+
+/// Whether a translate function recognised an instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flow {
+    /// It has been translated.
+    Done,
+    /// It belongs to someone else.
+    Unknown,
+}
+
+/// One translation in progress.
+pub struct Translator<'a> {
+    /// The block.
+    pub b: &'a mut Block,
+    /// The CPU mode, constant for the block.
+    pub mode: Mode,
+    /// RIP of the instruction being translated.
+    pub rip: u64,
+    /// RIP of the instruction after it, wrapped to the code size.
+    pub next: u64,
+    key: TbKey,
+    ended: bool,
+    pub(super) cc: FlagState,
+}
+
+impl<'a> Translator<'a> {
+    pub(super) fn new(b: &'a mut Block, key: TbKey) -> Translator<'a> {
+        Translator {
+            b,
+            mode: key.mode,
+            rip: key.rip,
+            next: key.rip,
+            key,
+            ended: false,
+            cc: FlagState::default(),
+        }
+    }
+
+    /// Begins the translation of `insn`.
+    pub(super) fn start(&mut self, insn: &Instruction) {
+        self.rip = insn.ip();
+        self.next = self.wrap(insn.next_ip());
+        self.b.insn_start(self.rip, insn.len() as u8);
+    }
+
+    /// Ends the block after the last instruction, if that has not done so.
+    pub(super) fn finish(&mut self) {
+        if !self.ended {
+            self.goto(self.next);
+        }
+    }
+
+    /// Whether the block has its terminator.
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// In 64-bit code.
+    pub fn code64(&self) -> bool {
+        self.mode.contains(Mode::CODE64)
+    }
+
+    /// Current privilege level.
+    pub fn cpl(&self) -> u8 {
+        self.mode.cpl()
+    }
+
+    /// In protected mode proper: neither real nor virtual-8086 mode.
+    pub fn protected(&self) -> bool {
+        self.mode.contains(Mode::PE) && !self.mode.contains(Mode::VM86)
+    }
+
+    /// An instruction pointer wrapped to what the code size can hold.
+    pub fn wrap(&self, rip: u64) -> u64 {
+        if self.code64() { rip } else { rip & u32::MAX as u64 }
+    }
+
+    /// The exit to `rip` in the same mode.
+    pub(super) fn exit_to(&self, rip: u64, hint: ExitHint) -> Exit {
+        let page = |rip| self.key.linear(rip) & super::PAGE;
+        Exit { kind: ExitKind::Goto { pc: rip, same_page: page(rip) == page(self.key.rip) }, hint }
+    }
+
+    /// Ends the block with a jump to `rip`.
+    pub fn goto(&mut self, rip: u64) {
+        let exit = self.exit_to(rip, ExitHint::Jump);
+        self.b.exit(exit, Val::NONE);
+        self.ended = true;
+    }
+
+    /// Ends the block with a call of the code at `rip`, which will return to the next instruction.
+    pub fn goto_call(&mut self, rip: u64) {
+        let exit = self.exit_to(rip, ExitHint::Call { ret: self.next });
+        self.b.exit(exit, Val::NONE);
+        self.ended = true;
+    }
+
+    /// Ends the block with an indirect jump.
+    pub fn jump(&mut self, rip: Val, hint: ExitHint) {
+        self.b.exit(Exit { kind: ExitKind::Indirect, hint }, rip);
+        self.ended = true;
+    }
+
+    /// Ends the block with an indirect jump to where a helper has put RIP; the mode may have changed.
+    pub fn jump_rip(&mut self) {
+        let rip = self.b.get(global::RIP);
+        self.jump(rip, ExitHint::Jump);
+    }
+
+    /// Ends the block: back to the execution loop, which goes on at the next instruction.
+    pub fn leave_next(&mut self, code: u32) {
+        self.leave(code, Some(self.next));
+    }
+
+    /// Ends the block: back to the execution loop, which goes on at `pc`, or where a helper has put
+    /// RIP.
+    pub fn leave(&mut self, code: u32, pc: Option<u64>) {
+        let kind = ExitKind::Leave { code, pc };
+        self.b.exit(Exit { kind, hint: ExitHint::Jump }, Val::NONE);
+        self.ended = true;
+    }
+
+    /// The instruction raises exception `vector`, always. Ends the block.
+    pub fn raise(&mut self, vector: u8, error: Option<u32>) {
+        let v = self.b.iconst(vector.into());
+        let e = self.b.iconst(error.map_or(0, |e| 1 << 32 | e as u64));
+        self.b.call_void(helpers::RAISE_EXCEPTION, &[v, e]);
+        self.leave(LEAVE_LOOP, Some(self.rip));
+    }
+
+    /// The instruction raises #UD.
+    pub fn ud(&mut self) {
+        self.raise(crate::x86::exception::vector::UD, None);
+    }
+
+    /// The instruction raises #GP(0).
+    pub fn gp0(&mut self) {
+        self.raise(crate::x86::exception::vector::GP, Some(0));
+    }
+
+    /// The instruction raises #NM.
+    pub fn nm(&mut self) {
+        self.raise(crate::x86::exception::vector::NM, None);
+    }
+}
