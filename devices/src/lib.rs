@@ -9,6 +9,7 @@
 //!   no bus is called under a chip's lock.
 //! * State that is saved is typed, versioned and in the device's own file ([`state::Stateful`]).
 
+pub mod acpi;
 pub mod gsi;
 pub mod legacy;
 pub mod pci;
