@@ -11,10 +11,12 @@
 
 pub mod acpi;
 pub mod gsi;
+pub mod irqchip;
 pub mod legacy;
 pub mod pci;
 pub mod power;
 pub mod state;
+pub mod timer;
 
 #[cfg(test)]
 mod testing;
