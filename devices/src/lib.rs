@@ -15,8 +15,12 @@ pub mod irqchip;
 pub mod legacy;
 pub mod pci;
 pub mod power;
+pub mod registry;
 pub mod state;
 pub mod timer;
+
+/// For [`registry::DeviceType`]s registered by other crates and tests.
+pub use inventory;
 
 #[cfg(test)]
 mod testing;
