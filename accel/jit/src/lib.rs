@@ -31,4 +31,5 @@ pub mod code;
 pub mod interp;
 pub mod ir;
 pub mod native;
+pub mod opt;
 pub mod target;

@@ -7,6 +7,8 @@
 
 #![allow(dead_code)]
 
+pub mod random;
+
 use std::collections::HashMap;
 use std::mem::offset_of;
 use std::sync::Arc;

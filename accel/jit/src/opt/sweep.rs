@@ -1,0 +1,154 @@
+//! The backward pass: what nobody uses goes.
+//!
+//! On the way it counts the uses of each value and collects which flags of each flags value are
+//! looked at, for itself (a flags *input* that only fills in flags nobody reads is dropped) and for
+//! the forward pass.
+
+use super::{Info, may_fault};
+use crate::ir::eval::{CF, FLAGS, OF, is_pure, shift_count};
+use crate::ir::{Block, Cond, Inst, Op, Slot, Val, effect};
+use crate::target::Target;
+
+/// The globals that will be written again before anything can look at them.
+#[derive(Clone, Copy, Default)]
+struct Overwritten([u64; 4]);
+
+impl Overwritten {
+    fn has(&self, global: u64) -> bool {
+        self.0[(global >> 6 & 3) as usize] >> (global & 63) & 1 != 0
+    }
+    fn add(&mut self, global: u64) {
+        self.0[(global >> 6 & 3) as usize] |= 1 << (global & 63);
+    }
+    fn remove(&mut self, global: u64) {
+        self.0[(global >> 6 & 3) as usize] &= !(1 << (global & 63));
+    }
+}
+
+/// Removes dead instructions and results; leaves `uses` and `demand` of every value up to date.
+pub(super) fn sweep(block: &mut Block, target: &Target, vals: &mut [Info]) {
+    for v in vals.iter_mut() {
+        v.uses = 0;
+        v.demand = 0;
+    }
+    let mut overwritten = Overwritten::default();
+    let end = block.insts.len();
+    // Kept instructions gather at the end, in order.
+    let mut keep = end;
+    for at in (0..end).rev() {
+        let mut inst = block.insts[at];
+        match inst.op {
+            Op::Put => {
+                if overwritten.has(inst.imm) {
+                    continue;
+                }
+                overwritten.add(inst.imm);
+            }
+            Op::Get if vals[inst.dst.index()].uses == 0 => continue,
+            Op::Get => overwritten.remove(inst.imm),
+            _ => {
+                if drop_results(&mut inst, vals) {
+                    continue;
+                }
+                if observes(block, &inst, target) {
+                    overwritten = Overwritten::default();
+                }
+            }
+        }
+        count_uses(&inst, vals);
+        keep -= 1;
+        block.insts[keep] = inst;
+    }
+    block.insts.copy_within(keep.., 0);
+    block.insts.truncate(end - keep);
+}
+
+/// Whether the globals can be looked at from outside at this instruction.
+fn observes(block: &Block, inst: &Inst, target: &Target) -> bool {
+    if inst.op.has(effect::TERM | effect::SIDE_EXIT) || may_fault(block, inst, target) {
+        return true;
+    }
+    if inst.op != Op::Call {
+        return false;
+    }
+    // A helper that writes globals writes some; the others must already be in place.
+    let effects = target.helpers[inst.imm as usize].effects;
+    effects.reads_globals || effects.writes_globals
+}
+
+/// Clears results that are not used, and inputs that only served them. `true` if the whole
+/// instruction can go.
+fn drop_results(inst: &mut Inst, vals: &[Info]) -> bool {
+    let used = |v: Val| v.is_some() && vals[v.index()].uses != 0;
+    let info = inst.op.info();
+    if info.fl == Slot::OptFlags && !used(inst.fl) {
+        inst.fl = Val::NONE;
+    }
+    if info.dst == Slot::OptVal && !used(inst.dst) {
+        inst.dst = Val::NONE;
+    }
+    if info.dst2 == Slot::OptVal && !used(inst.dst2) {
+        inst.dst2 = Val::NONE;
+    }
+    if info.effects == effect::NONE && !used(inst.dst) && !used(inst.dst2) && !used(inst.fl) {
+        return true;
+    }
+    drop_flags_input(inst, vals);
+    if is_pure(inst.op) && !inst.fl.is_some() && !inst.dst2.is_some() && inst.dst.is_some() {
+        let v = &vals[inst.dst.index()];
+        if v.known {
+            *inst = Inst {
+                dst: inst.dst,
+                imm: v.constant,
+                ..Inst::new(Op::Const, crate::ir::Width::W64)
+            };
+        }
+    }
+    false
+}
+
+/// Drops the flags input of an operation that needs it only to complete its own flags result, if
+/// the flags it would fill in are not looked at.
+fn drop_flags_input(inst: &mut Inst, vals: &[Info]) {
+    let demand = if inst.fl.is_some() { u64::from(vals[inst.fl.index()].demand) } else { 0 };
+    // A shift by a count that is known and not zero sets its flags whatever the old ones were.
+    let shifts = |count: Val| {
+        let v = &vals[count.index()];
+        v.known && shift_count(inst.w, v.constant) != 0
+    };
+    match inst.op {
+        Op::Inc | Op::Dec if demand & CF == 0 => inst.ins[2] = Val::NONE,
+        Op::Bt if demand & !CF == 0 => inst.ins[2] = Val::NONE,
+        Op::Shl | Op::Shr | Op::Sar if demand == 0 || shifts(inst.ins[1]) => {
+            inst.ins[3] = Val::NONE;
+        }
+        Op::Rol | Op::Ror if demand == 0 || (demand & !(CF | OF) == 0 && shifts(inst.ins[1])) => {
+            inst.ins[3] = Val::NONE;
+        }
+        Op::Shld | Op::Shrd if demand == 0 || shifts(inst.ins[2]) => inst.ins[3] = Val::NONE,
+        _ => {}
+    }
+}
+
+/// Counts the instruction's inputs as uses and passes on its demand for flags.
+fn count_uses(inst: &Inst, vals: &mut [Info]) {
+    let own = if inst.fl.is_some() { u64::from(vals[inst.fl.index()].demand) } else { 0 };
+    let wanted = match inst.op {
+        Op::BrCc | Op::SetCc | Op::SelCc => Cond::from_code(inst.cond).reads(),
+        Op::Adc | Op::Sbb | Op::Inc | Op::Dec => CF,
+        Op::Rcl | Op::Rcr => own | CF,
+        Op::Bt => own & !CF,
+        Op::FlagsImg => FLAGS,
+        _ => own,
+    } as u16;
+    let slots = inst.op.info().ins;
+    for (v, slot) in inst.ins.into_iter().zip(slots) {
+        if v.is_some() {
+            let info = &mut vals[v.index()];
+            info.uses = info.uses.saturating_add(1);
+            if matches!(slot, Slot::Flags | Slot::OptFlags) {
+                info.demand |= wanted;
+            }
+        }
+    }
+}
