@@ -6,7 +6,7 @@
 mod harness;
 
 use harness::random::{Gen, Rng};
-use harness::{Machine, PC, RAM, backends, target};
+use harness::{Machine, RAM, backends, target};
 use std::sync::Arc;
 use tandem_jit::code::Backend;
 use tandem_jit::ir::{Block, ExitKind, Verifier};
@@ -189,6 +189,31 @@ fn everyone_agrees() {
             }
             backend.reset();
         }
-        assert_ne!(PC, 0);
     }
+}
+
+/// Prints the passes' cost; run by hand: `cargo test --release -- --ignored --nocapture speed`.
+#[test]
+#[ignore = "a measurement"]
+fn passes_speed() {
+    let target = target();
+    let blocks: Vec<Block> = (1..400)
+        .flat_map(|seed| program(seed, true).blocks)
+        .filter(|b| b.insts.len() > 30)
+        .collect();
+    let insts: usize = blocks.iter().map(|b| b.insts.len()).sum();
+    let mut passes = Passes::default();
+    let mut work = Block::default();
+    let mut best = f64::MAX;
+    for _ in 0..50 {
+        let mut spent = std::time::Duration::ZERO;
+        for b in &blocks {
+            work.clone_from(b);
+            let start = std::time::Instant::now();
+            passes.run(&mut work, &target);
+            spent += start.elapsed();
+        }
+        best = best.min(spent.as_nanos() as f64 / insts as f64);
+    }
+    println!("{} blocks, {insts} instructions: {best:.1} ns per instruction", blocks.len());
 }
