@@ -229,7 +229,8 @@ pub struct Exit {
 }
 
 /// A guest code page that a block's bytes lie on, for the page check at its checked entry: the
-/// 32-bit word `slot` of the vCPU's code map must equal `id`.
+/// 32-bit word `slot` of the vCPU's code map must equal `id`. (A slot just beyond the map checks a
+/// word of `Env` that the translator has placed there.)
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CodePage {
     /// Word index in the code map.

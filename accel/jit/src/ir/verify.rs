@@ -84,7 +84,12 @@ impl Verifier {
         if usize::from(block.mmu_idx) >= tables {
             return Err(VerifyError { at: end, fault: Fault::Index("mmu") });
         }
-        if block.pages.iter().any(|p| p.slot >= target.env.code_map_len) {
+        // A slot beyond the map is a word of `Env` that follows it, compared like one of the map.
+        let inside = |slot: u32| {
+            let end = u64::from(target.env.code_map) + 4 * (u64::from(slot) + 1);
+            end <= target.env.size.into()
+        };
+        if !block.pages.iter().all(|p| inside(p.slot)) {
             return Err(VerifyError { at: end, fault: Fault::Index("code map") });
         }
         self.class.clear();
