@@ -65,6 +65,7 @@ const LCR_DLAB: u8 = 0x80;
 const MCR_LOOP: u8 = 0x10;
 const LSR_DATA: u8 = 1;
 const LSR_OVERRUN: u8 = 2;
+const LSR_BREAK: u8 = 0x10;
 const LSR_THR_EMPTY: u8 = 0x20;
 const LSR_IDLE: u8 = 0x40;
 const MSR_RING: u8 = 0x40;
@@ -110,6 +111,8 @@ pub struct SerialState {
     pub thr_empty_pending: bool,
     /// A received byte was lost.
     pub overrun: bool,
+    /// A break was received: number of received bytes ahead of its NUL.
+    pub break_behind: Option<u8>,
     /// Received bytes, oldest first; at most 16.
     pub received: Vec<u8>,
 }
@@ -121,6 +124,8 @@ struct Inner {
     msr_delta: u8,
     thr_empty_pending: bool,
     overrun: bool,
+    /// A break was received: number of received bytes ahead of its NUL.
+    break_behind: Option<u8>,
     /// Input was refused: tell when there is room.
     starved: bool,
 }
@@ -146,6 +151,7 @@ impl Serial {
                 msr_delta: 0,
                 thr_empty_pending: false,
                 overrun: false,
+                break_behind: None,
                 starved: false,
             }),
             irq,
@@ -179,6 +185,17 @@ impl Serial {
         taken
     }
 
+    /// A break on the line: a NUL is received with the break indicator (data sheet §8.6.3). Lost if
+    /// the receiver is full, or another break waits in it.
+    pub fn receive_break(&self) {
+        let mut inner = self.lock();
+        let ahead = inner.len() as u8;
+        if inner.break_behind.is_none() && inner.receive(&[0]) == 1 {
+            inner.break_behind = Some(ahead);
+        }
+        self.update(&inner);
+    }
+
     /// Free places in the receiver.
     pub fn room(&self) -> usize {
         self.lock().room()
@@ -194,6 +211,7 @@ impl Serial {
             msr_delta: 0,
             thr_empty_pending: false,
             overrun: false,
+            break_behind: None,
             starved: inner.starved,
         };
         let starved = std::mem::take(&mut inner.starved);
@@ -281,7 +299,8 @@ impl Inner {
     /// The pending and enabled interrupt of highest priority. The character time-out is immediate:
     /// bytes come in bursts here, and nothing else would announce a burst below the trigger level.
     fn ident(&self) -> Ident {
-        if self.ier & ier::LINE_STATUS != 0 && self.overrun {
+        let errors = self.overrun || self.break_behind == Some(0);
+        if self.ier & ier::LINE_STATUS != 0 && errors {
             Ident::LineStatus
         } else if self.ier & ier::RECEIVED != 0 && self.len() > 0 {
             if self.len() >= self.trigger_level() {
@@ -306,6 +325,11 @@ impl Inner {
 
     fn read(&mut self, r: u8, congested: bool) -> u8 {
         match r {
+            reg::DATA if !self.dlab() => {
+                // The byte that the break came with takes its mark along.
+                self.break_behind = self.break_behind.and_then(|n| n.checked_sub(1));
+                self.core.read(r)
+            }
             reg::IER if !self.dlab() => self.ier,
             reg::IIR_FCR => {
                 let id = self.ident();
@@ -317,8 +341,14 @@ impl Inner {
             reg::LSR => {
                 let data = if self.len() > 0 { LSR_DATA } else { 0 };
                 let overrun = if std::mem::take(&mut self.overrun) { LSR_OVERRUN } else { 0 };
+                let broken = if self.break_behind == Some(0) {
+                    self.break_behind = None;
+                    LSR_BREAK
+                } else {
+                    0
+                };
                 let empty = if congested { 0 } else { LSR_THR_EMPTY | LSR_IDLE };
-                data | overrun | empty
+                data | overrun | broken | empty
             }
             reg::MSR => (self.core.read(reg::MSR) & 0xf0) | std::mem::take(&mut self.msr_delta),
             _ => self.core.read(r),
@@ -373,6 +403,7 @@ impl Inner {
     }
 
     fn clear_receiver(&mut self) {
+        self.break_behind = None;
         let lcr = self.core.read(reg::LCR);
         let _ = self.core.write(reg::LCR, lcr & !LCR_DLAB);
         while self.len() > 0 {
@@ -413,6 +444,7 @@ impl Stateful for Serial {
             msr_delta: inner.msr_delta,
             thr_empty_pending: inner.thr_empty_pending,
             overrun: inner.overrun,
+            break_behind: inner.break_behind,
             received: core.in_buffer,
         }
     }
@@ -442,6 +474,7 @@ impl Stateful for Serial {
             msr_delta: s.msr_delta & 0xf,
             thr_empty_pending: s.thr_empty_pending,
             overrun: s.overrun,
+            break_behind: s.break_behind.filter(|n| usize::from(*n) < s.received.len()),
             starved: inner.starved,
         };
         self.irq.import_level(inner.ident() != Ident::None);
@@ -520,6 +553,25 @@ mod tests {
         }
         assert!(!irq.level(4));
         assert_eq!(get(&s, 5), 0x60);
+    }
+
+    #[test]
+    fn a_break_is_marked_on_its_own_byte() {
+        let (s, _, irq) = port();
+        s.write(2, &[1]);
+        s.write(1, &[4]);
+        s.receive(b"a");
+        s.receive_break();
+        assert!(!irq.level(4));
+        assert_eq!((get(&s, 5) & 0x1f, get(&s, 0)), (0x01, b'a'));
+        assert!(irq.level(4));
+        assert_eq!(get(&s, 2) & 0xf, 0x06);
+        assert_eq!(get(&s, 5) & 0x1f, 0x11);
+        assert!(!irq.level(4), "reading LSR takes it back");
+        assert_eq!((get(&s, 0), get(&s, 5) & 0x1f), (0, 0));
+        s.receive_break();
+        s.write(2, &[3]);
+        assert_eq!(get(&s, 5) & 0x1f, 0);
     }
 
     #[test]
