@@ -149,16 +149,7 @@ mod tests {
         use Key::*;
         assert_eq!(
             keys,
-            [
-                Guest(b'a'),
-                Help,
-                Guest(1),
-                Guest(b'x'),
-                Break,
-                Guest(b'z'),
-                Guest(b'x'),
-                Quit
-            ]
+            [Guest(b'a'), Help, Guest(1), Guest(b'x'), Break, Guest(b'z'), Guest(b'x'), Quit]
         );
     }
 }

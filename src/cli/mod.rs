@@ -22,6 +22,9 @@ use clap::{Parser, Subcommand};
                   `tandem run --help`."
 )]
 pub struct Cli {
+    /// Say more about what goes on; repeat for details
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,

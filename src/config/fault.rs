@@ -19,7 +19,17 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.what, self.remedy)
+        match self.remedy.as_str() {
+            "" => f.write_str(&self.what),
+            remedy => write!(f, "{}; {remedy}", self.what),
+        }
+    }
+}
+
+/// A sentence of the treaty already holds its remedy.
+impl From<tandem_accel::Error> for Fault {
+    fn from(e: tandem_accel::Error) -> Fault {
+        Fault { what: e.to_string(), remedy: String::new() }
     }
 }
 

@@ -15,8 +15,8 @@ pub mod parse;
 mod size;
 mod validate;
 
-pub use accel::{Accel, TcgBackend, TcgOptions, TcgThreads};
-pub use fault::{Fault, closest, one_of};
+pub use accel::{Accel, TcgOptions};
+pub use fault::{Fault, one_of};
 pub use size::Size;
 
 use serde::{Deserialize, Serialize};

@@ -7,6 +7,7 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use tandem_accel::x86::model::{ModelSpec, Topology, models};
 
 /// Machine types.
 const MACHINES: [&str; 1] = ["q35"];
@@ -65,6 +66,7 @@ impl VmConfig {
 
     fn processors(&self, faults: &mut Vec<Fault>) {
         let s = &self.smp;
+        let before = faults.len();
         if s.cpus == 0 || s.cpus > MAX_CPUS {
             faults.push(Fault::new(
                 format!("a machine cannot have {} processors", s.cpus),
@@ -80,6 +82,23 @@ impl VmConfig {
                 ),
                 format!("make the product {}, or give only --smp {}", s.cpus, s.cpus),
             ));
+        }
+        if faults.len() == before {
+            faults.extend(Topology::new(s.sockets, s.cores, s.threads).err().map(Fault::from));
+        }
+        self.cpu_model(faults);
+    }
+
+    fn cpu_model(&self, faults: &mut Vec<Fault>) {
+        let name = self.cpu.split(',').next().unwrap_or_default();
+        let names: Vec<&str> = models().iter().map(|m| m.name).collect();
+        if names.iter().any(|n| n.eq_ignore_ascii_case(name)) {
+            let errors = ModelSpec::parse(&self.cpu).err();
+            faults.extend(errors.into_iter().flatten().map(Fault::from));
+        } else {
+            let what = format!("there is no CPU model '{name}'");
+            faults
+                .push(Fault::new(what, format!("{} (--cpu help lists all)", one_of(name, &names))));
         }
     }
 
@@ -241,6 +260,7 @@ mod tests {
     fn every_fault_is_told_at_once_with_its_remedy() {
         let c = VmConfig {
             machine: "q36".into(),
+            cpu: "qemu46".into(),
             memory: Size::mib(3),
             smp: Smp { cpus: 3, sockets: 1, cores: 2, threads: 1 },
             accel: vec![Accel::Tcg(TcgOptions::default()), Accel::Tcg(TcgOptions::default())],
@@ -256,6 +276,7 @@ mod tests {
         has(&c, &["q36", "q35"]);
         has(&c, &["3M", "8M", "-m"]);
         has(&c, &["3 processors", "--smp 3"]);
+        has(&c, &["qemu46", "qemu64"]);
         has(&c, &["tcg", "twice"]);
         has(&c, &["share the terminal"]);
         has(&c, &["/nonexistent/x", "create the directory"]);

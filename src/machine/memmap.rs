@@ -38,8 +38,6 @@ pub const ECAM_SIZE: u64 = 0x1000_0000;
 pub const PCI32: u64 = 0xc000_0000;
 /// IOAPIC; also the end of the 32-bit PCI window.
 pub const IOAPIC: u64 = 0xfec0_0000;
-/// Local APICs, at their reset address.
-pub const LAPIC: u64 = 0xfee0_0000;
 /// Pages that an accelerator may use for its own purposes (KVM on old Intel hosts: identity map and
 /// task state).
 pub const ACCEL: u64 = 0xfeff_c000;

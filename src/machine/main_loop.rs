@@ -1,0 +1,134 @@
+//! The main loop: one thread that sleeps until a timer of the virtual clock is due, a character
+//! device is ready, a signal asks for an end, or the machine's inbox has an event.
+
+use super::inbox::Inbox;
+use super::ports::SerialPort;
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+use tandem_accel::clock::Clock;
+use tandem_accel::{Error, Result};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
+
+type Subscriber = Box<dyn MutEventSubscriber>;
+
+/// The main loop's sources of events.
+pub struct MainLoop {
+    manager: EventManager<Subscriber>,
+}
+
+impl MainLoop {
+    /// A loop that serves `clock`'s timers, `ports`, and wakes for `inbox` and `signals`.
+    pub fn new(
+        clock: &Arc<Clock>,
+        inbox: &Arc<Inbox>,
+        ports: Vec<SerialPort>,
+        signals: &'static EventFd,
+    ) -> Result<MainLoop> {
+        let mut manager = EventManager::new()
+            .map_err(|e| Error::new("cannot make the main loop").caused_by(e))?;
+        let timers = Timers::new(clock)
+            .map_err(|e| Error::new("cannot make a timer for the main loop").caused_by(e))?;
+        let bell = inbox.bell().try_clone();
+        let bell = bell.map_err(|e| Error::new("cannot make the main loop").caused_by(e))?;
+        manager.add_subscriber(Box::new(timers) as Subscriber);
+        manager.add_subscriber(Box::new(Bell(bell)));
+        manager.add_subscriber(Box::new(Signals(signals)));
+        for port in ports {
+            manager.add_subscriber(Box::new(port));
+        }
+        Ok(MainLoop { manager })
+    }
+
+    /// Sleeps until something happens and serves it.
+    pub fn turn(&mut self) -> Result<()> {
+        match self.manager.run() {
+            Ok(_) => Ok(()),
+            Err(event_manager::Error::Epoll(e)) if e.errno() == libc::EINTR => Ok(()),
+            Err(e) => Err(Error::new("the main loop cannot wait for events").caused_by(e)),
+        }
+    }
+}
+
+/// Registers `fd` for reading; without it the machine cannot work, but epoll refuses only when the
+/// host is out of memory or watches.
+pub(super) fn watch(ops: &mut EventOps, fd: &impl AsRawFd) {
+    if let Err(e) = ops.add(Events::new(fd, EventSet::IN)) {
+        log::error!("the main loop cannot watch a descriptor: {e}");
+    }
+}
+
+/// The inbox's bell. The governor looks into the inbox after every turn; here it is only silenced.
+struct Bell(EventFd);
+
+impl MutEventSubscriber for Bell {
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        let _ = self.0.read();
+    }
+    fn init(&mut self, ops: &mut EventOps) {
+        watch(ops, &self.0);
+    }
+}
+
+/// Wakes the loop when a signal has asked for an end; the governor asks [`crate::signals`] which.
+struct Signals(&'static EventFd);
+
+impl MutEventSubscriber for Signals {
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        let _ = self.0.read();
+    }
+    fn init(&mut self, ops: &mut EventOps) {
+        watch(ops, self.0);
+    }
+}
+
+/// The virtual clock's timers on a host timer.
+struct Timers {
+    clock: Arc<Clock>,
+    timer: TimerFd,
+    /// Written by the clock when the earliest deadline may have changed.
+    changed: Arc<EventFd>,
+}
+
+impl Timers {
+    fn new(clock: &Arc<Clock>) -> std::io::Result<Timers> {
+        let changed = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let waker = changed.clone();
+        // The clock calls this under its lock, so the deadline is read later, by the loop.
+        clock.set_waker(move || {
+            let _ = waker.write(1);
+        });
+        let timer = TimerFd::new()?;
+        Ok(Timers { clock: clock.clone(), timer, changed })
+    }
+
+    fn serve(&mut self) {
+        self.clock.run_expired();
+        let armed = match self.clock.time_to_deadline() {
+            // Zero would disarm the timer.
+            Some(ns) => self.timer.reset(Duration::from_nanos(ns.max(1)), None),
+            None => self.timer.clear(),
+        };
+        if let Err(e) = armed {
+            log::error!("the main loop cannot set its timer: {e}");
+        }
+    }
+}
+
+impl MutEventSubscriber for Timers {
+    fn process(&mut self, events: Events, _: &mut EventOps) {
+        if events.fd() == self.changed.as_raw_fd() {
+            let _ = self.changed.read();
+        } else {
+            let _ = self.timer.wait();
+        }
+        self.serve();
+    }
+    fn init(&mut self, ops: &mut EventOps) {
+        watch(ops, &*self.changed);
+        watch(ops, &self.timer);
+        self.serve();
+    }
+}

@@ -1,0 +1,181 @@
+//! The q35 board: which chips there are, where they answer, and how their wires run.
+//!
+//! ```text
+//!   PIRQA–H ── pirq::IrqRouter ──┐
+//!   serial, RTC, SCI … ──────────┴─► GSI inputs ─► the accelerator's chips, or IrqChips (TCG)
+//!   MSI of PCI functions ─────────────────────────► the same
+//! ```
+
+use super::Failure;
+use super::cpu::Processors;
+use super::inbox::Inbox;
+use super::memmap::{ECAM, IOAPIC, PCI32, PCI64, PCI64_SIZE};
+use crate::config::VmConfig;
+use std::ops::Range;
+use std::sync::Arc;
+use tandem_accel::bus::{BusDevice, IoBus, Space};
+use tandem_accel::irq::{CpuIntc, IrqSink, MsiSink};
+use tandem_accel::memory::{GuestMap, GuestRam};
+use tandem_accel::{AccelOps, Error, IrqChip};
+use tandem_backends::chardev::Chardev;
+use tandem_devices::acpi;
+use tandem_devices::gsi::IrqInputs;
+use tandem_devices::irqchip::{IOAPIC_BASE, IOAPIC_SIZE, IrqChips};
+use tandem_devices::legacy::serial::{COM, PORTS, Serial};
+use tandem_devices::pci::assign::{Ranges, assign};
+use tandem_devices::pci::decode::Decoder;
+use tandem_devices::pci::ich9::{Ich9Lpc, Programmed};
+use tandem_devices::pci::mch::Mch;
+use tandem_devices::pci::pirq::IrqRouter;
+use tandem_devices::pci::{Bus, host};
+use vm_memory::{Bytes, GuestAddress};
+
+/// Ports for BARs.
+const PCI_IO: Range<u64> = 0xc000..0x1_0000;
+
+/// Fails with what could not be made.
+fn cannot<E: std::error::Error + Send + Sync + 'static>(what: &str) -> impl FnOnce(E) -> Failure {
+    move |e| Failure::Host(Error::new(format!("cannot make {what}")).caused_by(e))
+}
+
+fn map(
+    space: &Space,
+    name: &str,
+    start: u64,
+    len: u64,
+    dev: Arc<dyn BusDevice>,
+) -> Result<(), Failure> {
+    space.insert(name, start, len, dev).map_err(cannot(name))
+}
+
+/// The machine's interrupt inputs, whoever has the chips.
+struct Interrupts {
+    inputs: IrqInputs,
+    msi: Arc<dyn MsiSink>,
+    /// The machine's own chips, if the accelerator has none.
+    chips: Option<IrqChips>,
+}
+
+impl Interrupts {
+    fn new(accel: &dyn AccelOps, processors: &Processors, bus: &IoBus) -> Result<Self, Failure> {
+        match accel.irqchip() {
+            IrqChip::InKernel { lines, msi } => {
+                Ok(Interrupts { inputs: IrqInputs::new(lines), msi, chips: None })
+            }
+            IrqChip::Userspace => {
+                let config = processors.apic_config();
+                let chips = IrqChips::new(&processors.apic_ids, config, &accel.clock());
+                for (port, len, dev) in chips.pic.ports() {
+                    map(&bus.pio, "PIC", port.into(), len, dev)?;
+                }
+                map(&bus.mmio, "IOAPIC", IOAPIC_BASE, IOAPIC_SIZE, chips.ioapic.clone())?;
+                let sink: Arc<dyn IrqSink> = chips.router.clone();
+                let inputs = IrqInputs::new(sink);
+                Ok(Interrupts { inputs, msi: chips.router.clone(), chips: Some(chips) })
+            }
+        }
+    }
+}
+
+/// The chips of a q35 machine.
+pub struct Q35 {
+    bus: Arc<IoBus>,
+    interrupts: Interrupts,
+    root: Arc<Bus>,
+    serials: Vec<Arc<Serial>>,
+    tables: acpi::Image,
+}
+
+impl Q35 {
+    /// Builds the board. Its wires end at the accelerator's interrupt chips, or at its own.
+    pub fn build(
+        config: &VmConfig,
+        memory: &Arc<GuestMap>,
+        accel: &dyn AccelOps,
+        processors: &Processors,
+        chardevs: &[Arc<Chardev>],
+        inbox: &Arc<Inbox>,
+    ) -> Result<Q35, Failure> {
+        let bus = Arc::new(IoBus::default());
+        let interrupts = Interrupts::new(accel, processors, &bus)?;
+        let mut serials = Vec::new();
+        for (i, (chardev, (port, irq))) in chardevs.iter().zip(COM).enumerate() {
+            let serial = Serial::new(interrupts.inputs.line(irq), chardev.clone());
+            map(&bus.pio, &format!("COM{}", i + 1), port.into(), PORTS, serial.clone())?;
+            serials.push(serial);
+        }
+        let root = pci(&bus, &interrupts, inbox)?;
+        let tables = tables(processors, serials.len())?;
+        let _ = (config, memory);
+        Ok(Q35 { bus, interrupts, root, serials, tables })
+    }
+
+    /// The I/O address spaces.
+    pub fn bus(&self) -> &Arc<IoBus> {
+        &self.bus
+    }
+
+    /// The serial ports, COM1 first.
+    pub fn serials(&self) -> &[Arc<Serial>] {
+        &self.serials
+    }
+
+    /// The local APIC of vCPU `index`, if it is not the accelerator's.
+    pub fn cpu_intc(&self, index: usize) -> Option<Arc<dyn CpuIntc>> {
+        let lapic = self.interrupts.chips.as_ref()?.lapic(index)?;
+        Some(lapic)
+    }
+
+    /// Address of the ACPI root pointer.
+    pub fn rsdp(&self) -> u64 {
+        self.tables.rsdp
+    }
+
+    /// Puts the firmware's tables into memory and places the BARs of PCI functions, as firmware
+    /// does before it starts a kernel.
+    pub fn start_firmware(&self, ram: &GuestRam) -> Result<(), Error> {
+        ram.write_slice(&self.tables.bytes, GuestAddress(self.tables.base))
+            .map_err(|e| Error::new("cannot place the ACPI tables").caused_by(e))?;
+        let mem64 = PCI64..PCI64 + PCI64_SIZE;
+        assign(&self.root, Ranges { io: PCI_IO, mem32: PCI32..IOAPIC, mem64 })
+            .map_err(|e| Error::new(e.to_string()))
+    }
+
+    /// RESET of all chips. vCPUs are paused.
+    pub fn reset(&self) {
+        self.serials.iter().for_each(|s| s.reset());
+        self.root.reset();
+        if let Some(chips) = &self.interrupts.chips {
+            chips.reset();
+            chips.bus.lapics().iter().for_each(|l| l.reset());
+        }
+    }
+}
+
+/// The PCI root bus with host bridge and LPC bridge, programmed as firmware leaves them.
+fn pci(
+    bus: &Arc<IoBus>,
+    interrupts: &Interrupts,
+    _inbox: &Arc<Inbox>,
+) -> Result<Arc<Bus>, Failure> {
+    let router = IrqRouter::new(&interrupts.inputs);
+    let root = Bus::root(Decoder::new(bus.clone()), interrupts.msi.clone(), router.clone());
+    host::map_ports(bus, &root, None).map_err(cannot("the PCI configuration ports"))?;
+    Mch::attach(&root, Some(ECAM), None).map_err(cannot("the PCI host bridge"))?;
+    Ich9Lpc::attach(&root, router, None, Some(Programmed::default()))
+        .map_err(cannot("the LPC bridge"))?;
+    Ok(root)
+}
+
+/// The ACPI tables.
+fn tables(processors: &Processors, serials: usize) -> Result<acpi::Image, Failure> {
+    let mut board = acpi::Board::q35(processors.apic_ids.clone());
+    board.serial = COM[..serials]
+        .iter()
+        .map(|(port, irq)| acpi::board::SerialPort { port: *port, irq: *irq as u8 })
+        .collect();
+    if let Some(pci) = &mut board.pci {
+        pci.mem64 = vec![PCI64..=PCI64 + PCI64_SIZE - 1];
+    }
+    acpi::layout(&board, acpi::BIOS_AREA, acpi::BIOS_AREA_LEN).map_err(cannot("the ACPI tables"))
+}
