@@ -37,3 +37,12 @@ impl MsiSink for Levels {
         self.messages.lock().unwrap().push(msg);
     }
 }
+
+/// Sets a clock to `ns` and runs what is due by then.
+pub(crate) fn run_at(clock: &tandem_accel::clock::Clock, ns: u64) {
+    clock.set(ns);
+    clock.resume();
+    clock.run_expired();
+    clock.pause();
+    clock.set(ns);
+}

@@ -9,7 +9,7 @@ use super::lapic_regs::{self as regs, Effect, Reg, esr, lvt};
 use super::lapic_state::{BASE_BSP, BASE_EN, BASE_EXTD, LapicState, highest, set_bit};
 use super::pic::DualPic;
 use crate::state::{RestoreError, Stateful};
-use crate::timer::TscClock;
+use crate::timer::{MIN_INTERVAL, TscClock};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use tandem_accel::clock::{Clock, Timer};
@@ -23,9 +23,6 @@ const EVENT: u8 = 2;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
 const MSR_X2APIC: u32 = 0x800;
 const MSR_X2APIC_LAST: u32 = 0x8ff;
-
-/// Shortest period (ns) of the periodic timer: a guest must not keep the timer thread busy.
-const MIN_PERIOD: u64 = 20_000;
 
 /// A local APIC.
 pub struct Lapic {
@@ -201,7 +198,7 @@ impl Lapic {
                 lvt::TimerMode::Periodic if s.initial_count != 0 => {
                     let period = u64::from(s.initial_count) * s.count_ns();
                     let missed = (now - due) / period;
-                    Some((due + (missed + 1) * period).max(now + MIN_PERIOD))
+                    Some((due + (missed + 1) * period).max(now + MIN_INTERVAL))
                 }
                 _ => None,
             };
