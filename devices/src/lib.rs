@@ -18,6 +18,7 @@ pub mod power;
 pub mod registry;
 pub mod state;
 pub mod timer;
+pub mod virtio;
 
 /// For [`registry::DeviceType`]s registered by other crates and tests.
 pub use inventory;

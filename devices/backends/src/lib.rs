@@ -2,3 +2,4 @@
 //! address or a device register.
 
 pub mod chardev;
+pub mod entropy;
