@@ -421,10 +421,12 @@ mod tests {
     use crate::virtio::{Activation, Progress, Signaller};
     use vm_memory::Bytes;
 
+    type Live = (Vec<Option<VirtQueue>>, Arc<dyn Signaller>);
+
     /// Copies a request's readable bytes, inverted, to its writable ones.
     #[derive(Default)]
     struct Inverter {
-        live: Mutex<Option<(Vec<Option<VirtQueue>>, Arc<dyn Signaller>)>>,
+        live: Mutex<Option<Live>>,
         config: AtomicU32,
     }
 
