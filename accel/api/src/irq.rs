@@ -4,8 +4,8 @@
 //! sink is an in-kernel chip (KVM_IRQ_LINE, KVM_SIGNAL_MSI) or the machine's own PIC, IOAPIC and
 //! LAPICs.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Takes the level of interrupt inputs, named by GSI (global system interrupt, ACPI 6.4 §5.2.13).
 pub trait IrqSink: Send + Sync {
@@ -37,17 +37,20 @@ pub struct IrqLine {
 }
 
 /// An input of a sink that wires are joined to (wired-OR).
+///
+/// Lock order: a wire's input before the sink's own locks.
 pub struct IrqInput {
     sink: Arc<dyn IrqSink>,
     gsi: u32,
-    /// Number of wires that are high.
-    high: AtomicU32,
+    /// Number of wires that are high. Held while the sink is told, so that it hears of levels in
+    /// the order in which they came to be.
+    high: Mutex<u32>,
 }
 
 impl IrqInput {
     /// Input `gsi` of `sink`. Make one per input, and wires from it.
     pub fn new(sink: Arc<dyn IrqSink>, gsi: u32) -> Arc<IrqInput> {
-        Arc::new(IrqInput { sink, gsi, high: AtomicU32::new(0) })
+        Arc::new(IrqInput { sink, gsi, high: Mutex::new(0) })
     }
     /// A new wire, low.
     pub fn line(self: &Arc<Self>) -> IrqLine {
@@ -70,16 +73,15 @@ impl IrqLine {
     }
     /// Sets the level of this wire; tells the sink if the input changes.
     pub fn set(&self, high: bool) {
-        if self.level.swap(high, Ordering::AcqRel) == high {
+        if self.level() == high {
             return;
         }
         let i = &self.input;
-        if high {
-            if i.high.fetch_add(1, Ordering::AcqRel) == 0 {
-                i.sink.set_level(i.gsi, true);
-            }
-        } else if i.high.fetch_sub(1, Ordering::AcqRel) == 1 {
-            i.sink.set_level(i.gsi, false);
+        let mut count = i.high.lock().unwrap();
+        let before = *count;
+        self.change(&mut count, high);
+        if (before == 0) != (*count == 0) {
+            i.sink.set_level(i.gsi, high);
         }
     }
     /// Raises the wire.
@@ -101,12 +103,12 @@ impl IrqLine {
     }
     /// Sets the remembered level without telling the sink, which restores its own state.
     pub fn import_level(&self, high: bool) {
+        self.change(&mut self.input.high.lock().unwrap(), high);
+    }
+    /// Sets the remembered level and keeps the input's count, whose lock the caller holds.
+    fn change(&self, count: &mut u32, high: bool) {
         if self.level.swap(high, Ordering::AcqRel) != high {
-            if high {
-                self.input.high.fetch_add(1, Ordering::AcqRel);
-            } else {
-                self.input.high.fetch_sub(1, Ordering::AcqRel);
-            }
+            *count = if high { *count + 1 } else { *count - 1 };
         }
     }
 }
@@ -167,7 +169,6 @@ pub trait CpuIntc: Send + Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
 
     #[derive(Default)]
     struct Recorder(Mutex<Vec<(u32, bool)>>);
@@ -188,6 +189,20 @@ mod tests {
         a.deassert();
         b.deassert();
         assert_eq!(*r.0.lock().unwrap(), [(9, true), (9, false)]);
+    }
+
+    #[test]
+    fn wires_that_race_leave_the_right_level() {
+        let r = Arc::new(Recorder::default());
+        let input = IrqInput::new(r.clone(), 3);
+        let (a, b) = (input.line(), input.line());
+        std::thread::scope(|s| {
+            for line in [&a, &b, &a] {
+                s.spawn(move || (0..1000).for_each(|_| line.pulse()));
+            }
+        });
+        let seen = r.0.lock().unwrap();
+        assert!(seen.chunks(2).all(|c| c == [(3, true), (3, false)]));
     }
 
     #[test]
