@@ -5,8 +5,8 @@
 //! with the ISR status byte. The vectors and the ISR are atomic, so a device signals without a lock
 //! of the transport.
 
+use super::VirtioDevice;
 use super::core::{Core, Notifier};
-use super::{VirtioDevice, feature, status};
 use crate::pci::capability::{Capability, Express, ExpressType, PowerManagement};
 use crate::pci::function::BarKind;
 use crate::pci::{Bar, Bus, Devfn, Function, FunctionSpec, Identity, Intx, Msix, PciDevice};
@@ -418,7 +418,7 @@ mod tests {
     use super::*;
     use crate::virtio::queue::VirtQueue;
     use crate::virtio::testing::{Driver, Rig};
-    use crate::virtio::{Activation, Progress, Signaller};
+    use crate::virtio::{Activation, Progress, Signaller, feature, status};
     use vm_memory::Bytes;
 
     type Live = (Vec<Option<VirtQueue>>, Arc<dyn Signaller>);
