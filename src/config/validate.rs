@@ -30,11 +30,11 @@ impl VmConfig {
         let memory_is_good = self.memory(&mut faults);
         self.processors(&mut faults);
         self.accelerators(&mut faults);
-        if memory_is_good {
-            // A boot that does not fit bad memory would only repeat that fault.
-            let plan = boot::Plan::new(&self.boot, &MemoryMap::new(self.memory));
-            faults.extend(plan.err().into_iter().flatten());
-        }
+        // With bad memory, files are judged as if there were plenty: what does not fit would only
+        // repeat that fault.
+        let memory = if memory_is_good { self.memory } else { MAX_RAM };
+        let plan = boot::Plan::new(&self.boot, &MemoryMap::new(memory));
+        faults.extend(plan.err().into_iter().flatten());
         self.serial_ports(&mut faults);
         for d in &self.devices {
             d.validate(&mut faults);
