@@ -22,6 +22,7 @@ use cli::run::{Question, RunArgs, print_log_items};
 use cli::{Cli, Command};
 use machine::{Ending, Machine};
 use std::process::ExitCode;
+use tandem_devices::registry;
 
 fn main() -> ExitCode {
     install_panic_hook();
@@ -78,7 +79,14 @@ fn answer(question: &Question) -> Exit {
                 println!("  {:<10} {}", m.name, m.about);
             }
         }
-        Question::Devices | Question::DeviceProperties(_) => {}
+        Question::Devices => print!("{}", registry::help()),
+        Question::DeviceProperties(name) => match registry::find(name) {
+            Ok(t) => print!("{}", t.help()),
+            Err(fault) => {
+                log::error(&fault);
+                return Exit::Usage;
+            }
+        },
     }
     Exit::Done
 }

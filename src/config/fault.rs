@@ -26,6 +26,12 @@ impl fmt::Display for Fault {
     }
 }
 
+impl From<tandem_devices::registry::DeviceFault> for Fault {
+    fn from(f: tandem_devices::registry::DeviceFault) -> Fault {
+        Fault { what: f.what, remedy: f.remedy }
+    }
+}
+
 /// A sentence of the treaty already holds its remedy.
 impl From<tandem_accel::Error> for Fault {
     fn from(e: tandem_accel::Error) -> Fault {

@@ -1,6 +1,6 @@
 //! The judgement of a configuration. Changes nothing on the host.
 
-use super::{Accel, Device, Fault, LOG_ITEMS, Serial, VmConfig, one_of};
+use super::{Accel, Fault, LOG_ITEMS, Serial, VmConfig, one_of};
 use crate::boot;
 use crate::machine::memmap::{MAX_RAM, MIN_RAM, MemoryMap};
 use std::ffi::CString;
@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use tandem_accel::x86::model::{ModelSpec, Topology, models};
+use tandem_devices::registry;
 
 /// Machine types.
 const MACHINES: [&str; 1] = ["q35"];
@@ -37,7 +38,8 @@ impl VmConfig {
         faults.extend(plan.err().into_iter().flatten());
         self.serial_ports(&mut faults);
         for d in &self.devices {
-            d.validate(&mut faults);
+            let found = registry::check(&d.driver, &d.props).err();
+            faults.extend(found.into_iter().flatten().map(Fault::from));
         }
         self.logging(&mut faults);
         faults
@@ -165,10 +167,6 @@ impl VmConfig {
             faults.extend(creatable(p, "log file"));
         }
     }
-}
-
-impl Device {
-    fn validate(&self, _faults: &mut Vec<Fault>) {}
 }
 
 /// Whether this process may do `mode` (of access(2)) with `path`.

@@ -9,11 +9,12 @@
 use super::Failure;
 use super::cpu::Processors;
 use super::inbox::Inbox;
-use super::memmap::{ECAM, IOAPIC, PCI32, PCI64, PCI64_SIZE};
-use crate::config::VmConfig;
+use super::memmap::{ECAM, IOAPIC, MemoryMap, PCI32, PCI64, PCI64_SIZE};
+use crate::config::{Fault, VmConfig};
 use std::ops::Range;
 use std::sync::Arc;
 use tandem_accel::bus::{BusDevice, IoBus, Space};
+use tandem_accel::clock::Clock;
 use tandem_accel::irq::{CpuIntc, IrqSink, MsiSink};
 use tandem_accel::memory::{GuestMap, GuestRam};
 use tandem_accel::{AccelOps, Error, IrqChip};
@@ -28,8 +29,14 @@ use tandem_devices::pci::ich9::{Ich9Lpc, Programmed};
 use tandem_devices::pci::mch::Mch;
 use tandem_devices::pci::pirq::IrqRouter;
 use tandem_devices::pci::{Bus, host};
+use tandem_devices::registry::{self, Backends, Device, DeviceContext};
+use tandem_devices::timer::hpet::{HPET_BASE, HPET_SIZE, Hpet};
+use tandem_devices::timer::pit::{PIT_PORT, PORT_B, Pit};
+use tandem_devices::timer::rtc::{RTC_PORT, Rtc};
 use vm_memory::{Bytes, GuestAddress};
 
+const PIT_IRQ: u32 = 0;
+const RTC_IRQ: u32 = 8;
 /// Ports for BARs.
 const PCI_IO: Range<u64> = 0xc000..0x1_0000;
 
@@ -77,12 +84,56 @@ impl Interrupts {
     }
 }
 
+/// PIT, RTC and HPET.
+struct Timers {
+    /// Absent if it is part of the accelerator's interrupt chips.
+    pit: Option<Arc<Pit>>,
+    rtc: Arc<Rtc>,
+    hpet: Arc<Hpet>,
+}
+
+impl Timers {
+    fn new(
+        clock: &Arc<Clock>,
+        interrupts: &Interrupts,
+        bus: &IoBus,
+        ram: &MemoryMap,
+    ) -> Result<Timers, Failure> {
+        let line = |gsi| interrupts.inputs.line(gsi);
+        let rtc = Rtc::new(clock, line(RTC_IRQ), Rtc::host_utc());
+        rtc.set_memory(ram.low_end, ram.high);
+        map(&bus.pio, "RTC", RTC_PORT.into(), 2, rtc.clone())?;
+        let hpet = Hpet::new(clock, &interrupts.inputs);
+        map(&bus.mmio, "HPET", HPET_BASE, HPET_SIZE, hpet.clone())?;
+        let pit = interrupts.chips.is_some().then(|| Pit::new(clock, line(PIT_IRQ)));
+        if let Some(pit) = &pit {
+            map(&bus.pio, "PIT", PIT_PORT.into(), 4, pit.clone())?;
+            map(&bus.pio, "system control port B", PORT_B.into(), 1, pit.port_b())?;
+        }
+        let (their_pit, their_rtc) = (pit.clone(), rtc.clone());
+        hpet.on_legacy(move |replaced| {
+            their_pit.iter().for_each(|p| p.set_irq_enabled(!replaced));
+            their_rtc.set_irq_enabled(!replaced);
+        });
+        Ok(Timers { pit, rtc, hpet })
+    }
+
+    fn reset(&self) {
+        self.hpet.reset();
+        self.pit.iter().for_each(|p| p.reset());
+        self.rtc.reset();
+    }
+}
+
 /// The chips of a q35 machine.
 pub struct Q35 {
     bus: Arc<IoBus>,
     interrupts: Interrupts,
+    timers: Timers,
     root: Arc<Bus>,
     serials: Vec<Arc<Serial>>,
+    /// What the configuration adds.
+    devices: Vec<Arc<dyn Device>>,
     tables: acpi::Image,
 }
 
@@ -104,10 +155,31 @@ impl Q35 {
             map(&bus.pio, &format!("COM{}", i + 1), port.into(), PORTS, serial.clone())?;
             serials.push(serial);
         }
+        let clock = accel.clock();
+        let timers = Timers::new(&clock, &interrupts, &bus, &MemoryMap::new(config.memory))?;
         let root = pci(&bus, &interrupts, inbox)?;
+        let context = DeviceContext {
+            io: bus.clone(),
+            irqs: interrupts.inputs.clone(),
+            msi: interrupts.msi.clone(),
+            clock,
+            memory: memory.clone(),
+            power: inbox.clone(),
+            pci: Some(root.clone()),
+            backends: Backends::default(),
+        };
+        let (mut devices, mut faults) = (Vec::new(), Vec::new());
+        for d in &config.devices {
+            match registry::create(&context, &d.driver, &d.props) {
+                Ok(device) => devices.push(device),
+                Err(e) => faults.extend(e.into_iter().map(Fault::from)),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(Failure::Usage(faults));
+        }
         let tables = tables(processors, serials.len())?;
-        let _ = (config, memory);
-        Ok(Q35 { bus, interrupts, root, serials, tables })
+        Ok(Q35 { bus, interrupts, timers, root, serials, devices, tables })
     }
 
     /// The I/O address spaces.
@@ -143,8 +215,10 @@ impl Q35 {
 
     /// RESET of all chips. vCPUs are paused.
     pub fn reset(&self) {
-        self.serials.iter().for_each(|s| s.reset());
+        self.devices.iter().for_each(|d| d.reset());
         self.root.reset();
+        self.serials.iter().for_each(|s| s.reset());
+        self.timers.reset();
         if let Some(chips) = &self.interrupts.chips {
             chips.reset();
             chips.bus.lapics().iter().for_each(|l| l.reset());
@@ -170,6 +244,7 @@ fn pci(
 /// The ACPI tables.
 fn tables(processors: &Processors, serials: usize) -> Result<acpi::Image, Failure> {
     let mut board = acpi::Board::q35(processors.apic_ids.clone());
+    board.hpet = Some(HPET_BASE);
     board.serial = COM[..serials]
         .iter()
         .map(|(port, irq)| acpi::board::SerialPort { port: *port, irq: *irq as u8 })
