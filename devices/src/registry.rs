@@ -116,7 +116,7 @@ impl fmt::Display for PropertyKind {
         match self {
             PropertyKind::Bool => f.write_str("on|off"),
             PropertyKind::Uint { min: 0, max: u64::MAX } => f.write_str("number"),
-            PropertyKind::Uint { min, max } => write!(f, "number {min:#x}–{max:#x}"),
+            PropertyKind::Uint { min, max } => write!(f, "number {min:#x}-{max:#x}"),
             PropertyKind::Size => f.write_str("size"),
             PropertyKind::Text => f.write_str("text"),
             PropertyKind::PciAddress => f.write_str("slot[.function]"),
