@@ -1,3 +1,8 @@
 //! The small chips of a PC's low I/O ports.
 
+pub mod acpi_pm;
+pub mod debug;
+pub mod i8042;
+pub mod reset;
 pub mod serial;
+pub mod testdev;
