@@ -391,10 +391,13 @@ pub fn types() -> Vec<&'static DeviceType> {
     all
 }
 
-/// The type called `name`.
+/// The type called `name`; a PCI type also without its `-pci`, as QEMU allows.
 pub fn find(name: &str) -> Result<&'static DeviceType, DeviceFault> {
     let all = types();
-    all.iter().copied().find(|t| t.name == name).ok_or_else(|| {
+    let short =
+        |t: &&DeviceType| t.bus == BusKind::Pci && t.name.strip_suffix("-pci") == Some(name);
+    let exact = all.iter().copied().find(|t| t.name == name);
+    exact.or_else(|| all.iter().copied().find(short)).ok_or_else(|| {
         let names: Vec<_> = all.iter().map(|t| t.name).collect();
         DeviceFault::new(
             format!("there is no device '{name}'"),
@@ -542,6 +545,7 @@ mod tests {
         assert_eq!(said.len(), 6, "{said:?}");
         assert!(said[0].contains("did you mean 'iobase'?"));
         assert!(said[2].contains("did you mean 'fast'?"));
+        assert_eq!(find("virtio-rng").unwrap().name, "virtio-rng-pci");
         let f = check("registry-tets", &[]).unwrap_err();
         assert!(f[0].to_string().contains("did you mean 'registry-test'?"));
     }
