@@ -391,11 +391,14 @@ pub fn types() -> Vec<&'static DeviceType> {
     all
 }
 
-/// The type called `name`; a PCI type also without its `-pci`, as QEMU allows.
+/// The type called `name`; also without `-pci` at the end or `isa-` at the start.
 pub fn find(name: &str) -> Result<&'static DeviceType, DeviceFault> {
     let all = types();
-    let short =
-        |t: &&DeviceType| t.bus == BusKind::Pci && t.name.strip_suffix("-pci") == Some(name);
+    let short = |t: &&DeviceType| match t.bus {
+        BusKind::Pci => t.name.strip_suffix("-pci") == Some(name),
+        BusKind::Isa => t.name.strip_prefix("isa-") == Some(name),
+        BusKind::System => false,
+    };
     let exact = all.iter().copied().find(|t| t.name == name);
     exact.or_else(|| all.iter().copied().find(short)).ok_or_else(|| {
         let names: Vec<_> = all.iter().map(|t| t.name).collect();
