@@ -99,10 +99,16 @@ pub struct Cpu {
     pub nmi_masked: bool,
     /// An NMI waits.
     pub nmi_pending: bool,
-    /// Value of IA32_TSC_ADJUST, and what WRMSR to the TSC has added.
+    /// What the guest has added to the TSC (through WRMSR to it or to IA32_TSC_ADJUST).
     pub tsc_offset: u64,
     /// MSRs that only hold their value, and those of system calls.
     pub msrs: super::msr::Msrs,
+    /// CR8 where there is no local APIC to hold it.
+    pub cr8: u8,
+    /// Shut down by a triple fault.
+    pub shutdown: bool,
+    /// An event of a loaded state that is yet to be delivered.
+    pub injected: super::state::Injected,
     /// Digest of what CPUID promises.
     pub feat: super::features::Features,
     /// The PDPTEs of PAE paging (SDM vol. 3 §4.4.1), valid if `pdpte_valid`.

@@ -2,14 +2,28 @@
 
 pub mod bits;
 pub mod cpu;
+pub mod cpuid;
+pub mod cr;
+pub mod debug;
+pub mod delivery;
 pub mod exception;
+pub mod far;
 pub mod features;
 pub mod flags;
 pub mod helpers;
+pub mod interrupt;
+pub mod io;
+pub mod iret;
 pub mod mode;
 pub mod msr;
 pub mod paging;
+pub mod seg;
+pub mod stack;
+pub mod state;
+pub mod syscall;
+pub mod task;
 pub mod translate;
+pub mod tsc;
 
 pub use cpu::Cpu;
 /// The state block of an x86 vCPU.

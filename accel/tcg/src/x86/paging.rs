@@ -222,7 +222,7 @@ fn check(env: &mut Env, w: Walk, r: Rights) -> Result<(bool, bool), Exception> {
     } else {
         readable = !(r.user && w.smap);
         writable = readable && (r.write || !wp);
-        exec = !r.nx && !(r.user && cpu.cr4 & cr4::SMEP != 0);
+        exec = !(r.nx || (r.user && cpu.cr4 & cr4::SMEP != 0));
     }
     let mut key_denies = 0;
     if let Some(key) = r.pkey.filter(|_| r.user && cpu.cr4 & cr4::PKE != 0) {

@@ -10,6 +10,7 @@
 mod fault;
 mod flags;
 mod segment;
+mod system;
 
 use super::Env;
 use super::exception::Exception;
@@ -87,6 +88,60 @@ helpers! {
 
     // ---- system ----
     SEG_CHECK = segment::seg_check, FAULT;
+    LOAD_SEG = system::load_seg, SYSTEM;
+    FAR_JMP = system::far_jmp, SYSTEM;
+    FAR_CALL = system::far_call, SYSTEM;
+    FAR_RET = system::far_ret, SYSTEM;
+    IRET = system::iret, SYSTEM;
+    INT_N = system::int_n, SYSTEM;
+    SYSCALL = system::syscall, SYSTEM;
+    SYSRET = system::sysret, SYSTEM;
+    SYSENTER = system::sysenter, SYSTEM;
+    SYSEXIT = system::sysexit, SYSTEM;
+    LAR = system::lar, FAULT;
+    LSL = system::lsl, FAULT;
+    VERR = system::verr, FAULT;
+    VERW = system::verw, FAULT;
+    LLDT = system::lldt, FAULT;
+    LTR = system::ltr, FAULT;
+    READ_CR = system::read_cr, FAULT;
+    WRITE_CR = system::write_cr, SYSTEM;
+    CLTS = system::clts, FAULT;
+    LMSW = system::lmsw, SYSTEM;
+    READ_DR = system::read_dr, FAULT;
+    WRITE_DR = system::write_dr, SYSTEM;
+    LGDT = system::lgdt, FAULT;
+    LIDT = system::lidt, FAULT;
+    SGDT = system::sgdt, FAULT;
+    SIDT = system::sidt, FAULT;
+    INVLPG = system::invlpg, SYSTEM;
+    INVPCID = system::invpcid, SYSTEM;
+    RDMSR = system::rdmsr, SYSTEM;
+    WRMSR = system::wrmsr, SYSTEM;
+    RDTSC = system::rdtsc, FAULT;
+    RDPMC = system::rdpmc, FAULT;
+    CPUID = system::cpuid, STATE;
+    PIO_IN = system::pio_in, READ;
+    PIO_OUT = system::pio_out, READ;
+    CHECK_IO = system::check_io, FAULT;
+    HLT = system::hlt, FAULT;
+    CLI = system::cli, FAULT;
+    STI = system::sti, FAULT;
+    PUSHF = system::pushf, READ_FAULT;
+    POPF = system::popf, SYSTEM;
+    STAC = system::stac, FAULT;
+    CLAC = system::clac, FAULT;
+    SWAPGS = system::swapgs, SYSTEM;
+    WRFSGSBASE = system::wrfsgsbase, SYSTEM;
+    XGETBV = system::xgetbv, READ_FAULT;
+    XSETBV = system::xsetbv, SYSTEM;
+    RDPKRU = system::rdpkru, READ_FAULT;
+    WRPKRU = system::wrpkru, READ_FAULT;
+    MONITOR = system::monitor, READ_FAULT;
+    MWAIT = system::mwait, READ_FAULT;
+    WBINVD = system::wbinvd, FAULT;
+    SINGLE_STEP_TRAP = system::single_step_trap, SYSTEM;
+    INSN_BREAKPOINT = system::insn_breakpoint, READ_FAULT;
 
     // ---- vector and x87 ----
 }

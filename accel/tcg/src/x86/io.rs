@@ -1,0 +1,48 @@
+//! Port I/O and its permission (SDM vol. 1 chapter 19).
+
+use super::Env;
+use super::exception::Exception;
+use super::seg::ty;
+use tandem_accel::x86::{ATTR_S, seg};
+
+/// Whether code above IOPL, or in V86 mode, may access `size` ports from `port`: the bits of all of
+/// them in the TSS's I/O permission map are clear.
+///
+/// # Errors
+/// #GP(0) if not; #PF from reading the TSS.
+pub fn check(env: &mut Env, port: u16, size: u8) -> Result<(), Exception> {
+    let cpu = &env.cpu;
+    let iopl = (cpu.eflags >> 12 & 3) as u8;
+    if cpu.real_mode() || (!cpu.vm86() && cpu.cpl() <= iopl) {
+        return Ok(());
+    }
+    let tr = cpu.seg[seg::TR];
+    let mmu = cpu.system_mmu();
+    let is_tss = tr.attr & ATTR_S == 0 && matches!(tr.attr & 0xf, ty::TSS | ty::TSS_BUSY);
+    if !is_tss || tr.limit < 103 {
+        return Err(Exception::gp(0));
+    }
+    let map = env.read_u16(env.cpu.linear(tr.base.wrapping_add(102)), mmu)?;
+    let at = u32::from(map) + u32::from(port / 8);
+    // The processor always reads two bytes.
+    if at + 1 > tr.limit {
+        return Err(Exception::gp(0));
+    }
+    let bits = env.read_u16(env.cpu.linear(tr.base.wrapping_add(at.into())), mmu)?;
+    let mask = ((1u16 << size.min(4)) - 1) << (port % 8);
+    if bits & mask != 0 { Err(Exception::gp(0)) } else { Ok(()) }
+}
+
+/// IN of `size` (1, 2, 4) bytes.
+pub fn read(env: &Env, port: u16, size: u8) -> u64 {
+    let mut data = [0; 4];
+    let n = usize::from(size.clamp(1, 4));
+    env.vcpu().bus.pio_read(port, &mut data[..n]);
+    u32::from_le_bytes(data).into()
+}
+
+/// OUT of `size` (1, 2, 4) bytes.
+pub fn write(env: &Env, port: u16, size: u8, v: u64) {
+    let n = usize::from(size.clamp(1, 4));
+    env.vcpu().bus.pio_write(port, &v.to_le_bytes()[..n]);
+}
