@@ -22,41 +22,47 @@ use tandem_jit::ir::Width;
 /// The bits that [`super::Cpu::eflags`] holds itself.
 pub const SYSTEM: u64 = TF | IF | IOPL | NT | RF | VM | AC | VIF | VIP | ID;
 
-/// An operation that sets all six flags (layer 1). `d`, `s`, `s2` are the low `w` bits of `dst`,
+/// An operation that sets all six flags (layer 1). `d`, `s`, `x` are the low `w` bits of `dst`,
 /// `src`, `src2`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum CcKind {
     /// `src` is the image.
     Eflags,
-    /// `d` = x + `s`.
+    /// `d` = a + `s`.
     Add,
-    /// `d` = x + `s` + `src2`, where `src2` is the carry in, 0 or 1.
+    /// `d` = `x` + `s` + carry.
     Adc,
-    /// `d` = x - `s`; also CMP.
+    /// `d` = a - `s`. Also NEG, with a = 0.
     Sub,
-    /// `d` = x - `s` - `src2`.
+    /// `d` = `x` - `s` - carry.
     Sbb,
-    /// `d` is the result of AND, OR, XOR or TEST.
+    /// CMP of `d` with `s`.
+    Cmp,
+    /// `d` is the result of AND, OR or XOR.
     Logic,
+    /// TEST of `d` and `s`.
+    Test,
     /// `d` = `s` << `src2`; the count is not zero. Also SHLD.
     Shl,
     /// `d` = `s` >> `src2`; the count is not zero. Also SHRD.
     Shr,
     /// As `Shr`, arithmetic.
     Sar,
-    /// A multiplication: CF = OF = `src` is not zero.
+    /// MUL: `d` and `s` are the low and the high half.
     Mul,
-    /// BLSI: `d` is the result; CF = `s` is not zero.
-    Blsi,
-    /// BLSR and BLSMSK: `d` is the result; CF = `s` is zero.
-    Blsr,
-    /// LZCNT and TZCNT: `d` is the result; CF = `s` is zero.
+    /// One-operand IMUL: as `Mul`.
+    Imul,
+    /// `d` is the low half of the signed product of `s` and `x`.
+    Imul2,
+    /// ZF and SF from `d`; CF = `s` is not zero; OF = 0 (BLSI).
+    CarryIf,
+    /// ZF and SF from `d`; CF = `s` is zero; OF = 0 (BLSR, BLSMSK).
+    CarryIfNot,
+    /// `d` is the result of LZCNT, TZCNT of `s`: ZF from `d`; CF = `s` is zero.
     Count,
-    /// BSF and BSR: ZF = `s` is zero.
-    Scan,
-    /// `dst` is a quotient or nothing: all flags clear but ZF = `d` is zero (POPCNT).
-    ZeroOnly,
+    /// All clear but ZF = `d` is zero (BSF and BSR, of their source; POPCNT).
+    Zero,
 }
 
 /// Operation word of a layer 1 operation.
@@ -162,48 +168,65 @@ fn base(cc: &CcState) -> u64 {
     if kind == CcKind::Eflags as u64 {
         return cc.src & ARITH;
     }
-    // Carries out of each bit of an addition or subtraction.
-    let arith = |x: u64, carries: u64| {
-        zsp(d, w)
-            | flag(bit(carries, top), CF)
-            | flag(bit(d ^ x ^ s, 4), AF)
-            | flag(bit(carries, top) != bit(d ^ x ^ s, top), OF)
-    };
-    let add = |cin: u64| {
-        let x = d.wrapping_sub(s).wrapping_sub(cin) & m;
-        arith(x, x & s | (x | s) & !d)
-    };
-    let sub = |cin: u64| {
-        let x = d.wrapping_add(s).wrapping_add(cin) & m;
-        arith(x, !x & s | (!x | s) & d)
-    };
-    // The last bit shifted out, and OF as shifters compute it for every count.
+    let x = cc.src2 & m;
     let n = cc.src2 as u32;
     match kind {
-        k if k == CcKind::Add as u64 => add(0),
-        k if k == CcKind::Adc as u64 => add(cc.src2 & 1),
-        k if k == CcKind::Sub as u64 => sub(0),
-        k if k == CcKind::Sbb as u64 => sub(cc.src2 & 1),
+        k if k == CcKind::Add as u64 => added(d, d.wrapping_sub(s) & m, s, w),
+        k if k == CcKind::Adc as u64 => added(d, x, s, w),
+        k if k == CcKind::Sub as u64 => subtracted(d, d.wrapping_add(s) & m, s, w),
+        k if k == CcKind::Sbb as u64 => subtracted(d, x, s, w),
+        k if k == CcKind::Cmp as u64 => subtracted(d.wrapping_sub(s) & m, d, s, w),
         k if k == CcKind::Logic as u64 => zsp(d, w),
+        k if k == CcKind::Test as u64 => zsp(d & s, w),
+        // OF is CF ^ SF after a left shift and the XOR of the two top bits after a right shift,
+        // whatever the count; AF is set.
         k if k == CcKind::Shl as u64 => {
             let cf = n <= w.bits() && n > 0 && bit(s, w.bits() - n);
-            zsp(d, w) | flag(cf, CF) | flag(cf != bit(d, top), OF)
+            zsp(d, w) | AF | flag(cf, CF) | flag(cf != bit(d, top), OF)
         }
         k if k == CcKind::Shr as u64 => {
             let cf = n > 0 && n <= 64 && bit(s, n - 1);
-            zsp(d, w) | flag(cf, CF) | flag(bit(d, top) != bit(d, top - 1), OF)
+            zsp(d, w) | AF | flag(cf, CF) | flag(bit(d, top) != bit(d, top - 1), OF)
         }
         k if k == CcKind::Sar as u64 => {
-            let sx = ((s << (63 - top)) as i64 >> (63 - top)) as u64;
-            zsp(d, w) | flag(n > 0 && bit(sx, (n - 1).min(63)), CF)
+            zsp(d, w) | AF | flag(n > 0 && bit(sext(s, w) as u64, (n - 1).min(63)), CF)
         }
-        k if k == CcKind::Mul as u64 => zsp(d, w) | flag(cc.src != 0, CF | OF),
-        k if k == CcKind::Blsi as u64 => zsp(d, w) | flag(s != 0, CF),
-        k if k == CcKind::Blsr as u64 => zsp(d, w) | flag(s == 0, CF),
+        k if k == CcKind::Mul as u64 => zsp(d, w) | flag(s != 0, CF | OF),
+        k if k == CcKind::Imul as u64 => {
+            zsp(d, w) | flag(s != (sext(d, w) >> 63) as u64 & m, CF | OF)
+        }
+        k if k == CcKind::Imul2 as u64 => {
+            let product = i128::from(sext(s, w)) * i128::from(sext(x, w));
+            zsp(d, w) | flag(product != i128::from(sext(d, w)), CF | OF)
+        }
+        k if k == CcKind::CarryIf as u64 => zsp(d, w) | flag(s != 0, CF),
+        k if k == CcKind::CarryIfNot as u64 => zsp(d, w) | flag(s == 0, CF),
         k if k == CcKind::Count as u64 => flag(d == 0, ZF) | flag(s == 0, CF),
-        k if k == CcKind::Scan as u64 => flag(s == 0, ZF),
         _ => flag(d == 0, ZF),
     }
+}
+
+const fn sext(v: u64, w: Width) -> i64 {
+    let up = 64 - w.bits();
+    (v << up) as i64 >> up
+}
+
+/// The image after `d` = `a` + `b` (+ carry).
+const fn added(d: u64, a: u64, b: u64, w: Width) -> u64 {
+    arithmetic(d, a, b, a & b | (a | b) & !d, w)
+}
+
+/// The image after `d` = `a` - `b` (- borrow).
+const fn subtracted(d: u64, a: u64, b: u64, w: Width) -> u64 {
+    arithmetic(d, a, b, !a & b | (!a | b) & d, w)
+}
+
+/// The image from result, operands and the carries out of each bit.
+const fn arithmetic(d: u64, a: u64, b: u64, carries: u64, w: Width) -> u64 {
+    let top = w.bits() - 1;
+    let out = bit(carries, top);
+    let of = out != bit(d ^ a ^ b, top);
+    zsp(d, w) | flag(out, CF) | flag(bit(carries, 3), AF) | flag(of, OF)
 }
 
 impl Env {

@@ -21,3 +21,13 @@ pub extern "C" fn align_check(env: *mut Env, addr: u64, size: u64) -> u64 {
     let env = unsafe { &mut *env };
     raise(env, Exception::with_error(vector::AC, 0))
 }
+
+/// Raises #GP(0) unless `addr` is a multiple of `size`, a power of two.
+pub extern "C" fn check_aligned(env: *mut Env, addr: u64, size: u64) -> u64 {
+    if addr & size.wrapping_sub(1) == 0 {
+        return 0;
+    }
+    // SAFETY: as above.
+    let env = unsafe { &mut *env };
+    raise(env, Exception::gp(0))
+}

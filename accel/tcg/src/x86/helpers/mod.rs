@@ -7,9 +7,12 @@
 //! To add a helper, write the function in the file of its subject and one line in the table below;
 //! the line makes the constant that the front end calls it by.
 
+mod bcd;
 mod fault;
 mod flags;
+mod misc;
 mod segment;
+pub mod string;
 mod system;
 
 use super::Env;
@@ -85,6 +88,22 @@ helpers! {
     ALIGN_CHECK = fault::align_check, FAULT;
     COMPUTE_FLAGS = flags::compute_flags, PURE;
     COMPUTE_FLAGS_SYNC = flags::compute_flags, READ;
+    CHECK_ALIGNED = fault::check_aligned, FAULT;
+    DAA = bcd::daa, PURE;
+    DAS = bcd::das, PURE;
+    AAA = bcd::aaa, PURE;
+    AAS = bcd::aas, PURE;
+    BOUND = misc::bound, FAULT;
+    CMPXCHG16B = misc::cmpxchg16b, STATE;
+    RANDOM = misc::random, PURE;
+    SET_RIP = misc::set_rip, STATE;
+    MOVS = string::movs, SYSTEM;
+    STOS = string::stos, SYSTEM;
+    LODS = string::lods, SYSTEM;
+    SCAS = string::scas, SYSTEM;
+    CMPS = string::cmps, SYSTEM;
+    INS = string::ins, SYSTEM;
+    OUTS = string::outs, SYSTEM;
 
     // ---- system ----
     SEG_CHECK = segment::seg_check, FAULT;

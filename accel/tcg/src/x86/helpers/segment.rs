@@ -6,14 +6,20 @@ use crate::x86::exception::{Exception, vector};
 use tandem_accel::x86::{ATTR_DB, ATTR_P, ATTR_S, ATTR_UNUSABLE, seg};
 use tandem_jit::ir::{PTR_READ, PTR_WRITE};
 
-/// Checks an access of `size` bytes at `offset` in segment `what >> 8` against limit and type (SDM
-/// vol. 3 §5.3, §5.5); the low bits of `what` are [`PTR_READ`] | [`PTR_WRITE`]. Returns the linear
-/// address, or raises #SS(0) for the stack segment and #GP(0) for the others.
+/// [`check`] for generated code: `what` is the segment's number above bit 8 and the access bits.
 pub extern "C" fn seg_check(env: *mut Env, what: u64, offset: u64, size: u64) -> u64 {
     // SAFETY: generated code passes its own Env, which nothing else uses while the helper runs.
     let env = unsafe { &mut *env };
     let n = ((what >> 8) as usize).min(seg::GS);
-    let access = what as u8;
+    check(env, n, what as u8, offset, size).unwrap_or_else(|e| raise(env, e))
+}
+
+/// Checks an access of `size` bytes at `offset` in segment `n` against limit and type (SDM vol. 3
+/// §5.3, §5.5); `access` is [`PTR_READ`] | [`PTR_WRITE`]. Returns the linear address.
+///
+/// # Errors
+/// #SS(0) for the stack segment and #GP(0) for the others.
+pub fn check(env: &Env, n: usize, access: u8, offset: u64, size: u64) -> Result<u64, Exception> {
     let s = &env.cpu.seg[n];
     let last = offset.wrapping_add(size).wrapping_sub(1);
     let limit = u64::from(s.limit);
@@ -33,8 +39,8 @@ pub extern "C" fn seg_check(env: *mut Env, what: u64, offset: u64, size: u64) ->
     let allowed = !typed
         || present && (access & PTR_WRITE == 0 || writable) && (access & PTR_READ == 0 || readable);
     if inside && allowed {
-        return env.cpu.seg_base[n].wrapping_add(offset) & u64::from(u32::MAX);
+        return Ok(env.cpu.seg_base[n].wrapping_add(offset) & u64::from(u32::MAX));
     }
     let v = if n == seg::SS { vector::SS } else { vector::GP };
-    raise(env, Exception::with_error(v, 0))
+    Err(Exception::with_error(v, 0))
 }

@@ -6,7 +6,7 @@ use crate::x86::bits::rflags::{ARITH, CF, OF};
 use crate::x86::cpu::global;
 use crate::x86::flags::{self, CcKind};
 use crate::x86::helpers;
-use tandem_jit::ir::{Op, Val, Width};
+use tandem_jit::ir::{Cond, Global, Op, Val, Width};
 
 /// What is known of the flags at a point of the translation.
 #[derive(Clone, Copy, Debug)]
@@ -21,11 +21,34 @@ pub(super) struct FlagState {
     op: Option<u64>,
     /// The description in `Env` is current: no write of it is pending.
     in_env: bool,
+    /// Nobody can see the flags that the current instruction sets.
+    pub(super) dead: bool,
 }
 
 impl Default for FlagState {
     fn default() -> FlagState {
-        FlagState { cf: Val::NONE, of: Val::NONE, rest: Val::NONE, op: None, in_env: true }
+        FlagState {
+            cf: Val::NONE,
+            of: Val::NONE,
+            rest: Val::NONE,
+            op: None,
+            in_env: true,
+            dead: false,
+        }
+    }
+}
+
+impl FlagState {
+    fn provide(&mut self, fl: Val, which: u64) {
+        if which & CF != 0 {
+            self.cf = fl;
+        }
+        if which & OF != 0 {
+            self.of = fl;
+        }
+        if which & ARITH & !(CF | OF) != 0 {
+            self.rest = fl;
+        }
     }
 }
 
@@ -41,8 +64,18 @@ pub struct CcOperands {
 }
 
 impl Translator<'_> {
+    /// Nobody can see the flags that the current instruction sets: all are overwritten before
+    /// anything reads them, faults or leaves. Instructions that set them need not describe them.
+    pub fn flags_dead(&self) -> bool {
+        self.cc.dead
+    }
+
     /// All six flags have been set by `kind` at width `w`; `fl` is the IR flags value, or none.
     pub fn set_flags(&mut self, kind: CcKind, w: Width, o: CcOperands, fl: Val) {
+        self.cc.provide(fl, ARITH);
+        if self.cc.dead {
+            return;
+        }
         self.put_op(flags::op(kind, w));
         for (g, v) in [(global::CC_DST, o.dst), (global::CC_SRC, o.src), (global::CC_SRC2, o.src2)]
         {
@@ -50,7 +83,6 @@ impl Translator<'_> {
                 self.b.put(g, v);
             }
         }
-        (self.cc.cf, self.cc.of, self.cc.rest) = (fl, fl, fl);
     }
 
     /// All six flags have been set as AND, OR and XOR do.
@@ -58,41 +90,127 @@ impl Translator<'_> {
         self.set_flags(CcKind::Logic, w, CcOperands { dst, src: Val::NONE, src2: Val::NONE }, fl);
     }
 
-    /// All six flags are those of the image `image`.
+    /// All six flags are those of the image `image`; its other bits do not matter.
     pub fn set_flags_image(&mut self, image: Val) {
         let fl = self.image_flags(image);
         let o = CcOperands { dst: Val::NONE, src: image, src2: Val::NONE };
         self.set_flags(CcKind::Eflags, Width::W8, o, fl);
     }
 
+    /// As [`Translator::set_flags`], but the flags stay as they were if the comparison `same` says
+    /// "equal". `fl` is right in both cases, or none.
+    pub fn set_flags_unless(&mut self, same: Val, kind: CcKind, w: Width, o: CcOperands, fl: Val) {
+        self.cc.provide(fl, ARITH);
+        if self.cc.dead {
+            return;
+        }
+        let op = self.b.iconst(flags::op(kind, w));
+        self.put_unless(same, global::CC_OP, op);
+        for (g, v) in [(global::CC_DST, o.dst), (global::CC_SRC, o.src), (global::CC_SRC2, o.src2)]
+        {
+            if v.is_some() {
+                self.put_unless(same, g, v);
+            }
+        }
+        self.cc.op = None;
+    }
+
     /// A helper has changed the flags in `Env`.
     pub fn flags_unknown(&mut self) {
-        self.cc = FlagState::default();
+        self.cc = FlagState { dead: self.cc.dead, ..FlagState::default() };
     }
 
     /// An INC or DEC (`word` is [`flags::inc`] or [`flags::dec`]) gave `dst`; `fl` has all flags but
     /// CF.
     pub fn set_flags_inc(&mut self, word: u64, dst: Val, fl: Val) {
-        let keep = !(flags::OP_INC | flags::OP_OVER_OF);
-        self.patch_op(keep, word);
+        self.cc.provide(fl, ARITH & !CF);
+        if self.cc.dead {
+            return;
+        }
+        self.patch_op(!(flags::OP_INC | flags::OP_OVER_OF), word);
         self.b.put(global::CC_INC, dst);
-        (self.cc.of, self.cc.rest) = (fl, fl);
     }
 
-    /// CF has been set to bit 0 of `cf` (the value 0 or 1); OF becomes undefined. `fl` has the CF.
+    /// CF has been set to the value `cf`, 0 or 1, and OF has become undefined. `fl` has the CF.
     pub fn set_carry(&mut self, cf: Val, fl: Val) {
+        self.cc.provide(fl, CF);
+        self.cc.provide(Val::NONE, OF);
+        if self.cc.dead {
+            return;
+        }
         self.patch_op(!(flags::OP_OVER_CF | flags::OP_OVER_OF), flags::OVER_CF);
         self.b.put(global::CC_OVER, cf);
-        self.cc.cf = fl;
-        self.cc.of = Val::NONE;
     }
 
     /// CF and OF have been set by a rotation (`word` is [`flags::rol`] or [`flags::ror`]) that gave
     /// `dst`; `fl` has these two.
     pub fn set_flags_rotate(&mut self, word: u64, dst: Val, fl: Val) {
+        self.cc.provide(fl, CF | OF);
+        if self.cc.dead {
+            return;
+        }
         self.patch_op(!(flags::OP_OVER_CF | flags::OP_OVER_OF), word);
         self.b.put(global::CC_OVER, dst);
-        (self.cc.cf, self.cc.of) = (fl, fl);
+    }
+
+    /// As [`Translator::set_flags_rotate`], but the flags stay as they were if `same` says "equal".
+    /// `fl` is right in both cases, or none.
+    pub fn set_flags_rotate_unless(&mut self, same: Val, word: u64, dst: Val, fl: Val) {
+        self.cc.provide(fl, CF | OF);
+        if self.cc.dead {
+            return;
+        }
+        let old = self.b.get(global::CC_OP);
+        let new = self.patched(!(flags::OP_OVER_CF | flags::OP_OVER_OF), word);
+        let op = self.b.selcc(Width::W64, Cond::E, same, old, new);
+        self.b.put(global::CC_OP, op);
+        self.put_unless(same, global::CC_OVER, dst);
+        self.cc.op = None;
+    }
+
+    /// The flags `changed` (CF, OF or both) have become those of `fl`; the others stay.
+    pub fn override_flags(&mut self, fl: Val, changed: u64) {
+        if self.cc.dead {
+            return self.cc.provide(fl, changed);
+        }
+        let keep = !(flags::OP_OVER_CF | flags::OP_OVER_OF);
+        let free = |op: u64| op & flags::OP_OVER_OF == 0;
+        if changed == CF && self.cc.op.is_some_and(free) {
+            let cf = self.b.setcc(Cond::B, fl);
+            self.patch_op(keep, flags::OVER_CF);
+            self.b.put(global::CC_OVER, cf);
+            return self.cc.provide(fl, changed);
+        }
+        // Both into one image.
+        let rest = (CF | OF) & !changed;
+        if changed != CF | OF {
+            self.flags(rest);
+        }
+        self.cc.provide(fl, changed);
+        let (cf, of) = (self.cc.cf, self.cc.of);
+        let image = if cf == of {
+            self.b.un(Op::FlagsImg, Width::W64, cf)
+        } else {
+            let of = self.b.setcc(Cond::O, of);
+            let eleven = self.b.iconst(11);
+            let of = self.b.bin(Op::Shl, Width::W32, of, eleven);
+            let cf = self.b.setcc(Cond::B, cf);
+            self.b.bin(Op::Or, Width::W32, of, cf)
+        };
+        self.patch_op(keep, flags::OVER_CF | flags::OVER_OF);
+        self.b.put(global::CC_OVER, image);
+    }
+
+    /// `fl` has the flags `which` right, which have been described otherwise.
+    pub fn override_known(&mut self, fl: Val, which: u64) {
+        self.cc.provide(fl, which);
+    }
+
+    fn put_unless(&mut self, same: Val, g: Global, v: Val) {
+        let old = self.b.get(g);
+        let v = self.b.selcc(Width::W64, Cond::E, same, old, v);
+        self.b.put(g, v);
+        self.cc.in_env = false;
     }
 
     fn put_op(&mut self, word: u64) {
@@ -106,15 +224,39 @@ impl Translator<'_> {
         match self.cc.op {
             Some(old) => self.put_op(old & keep | word),
             None => {
-                let old = self.b.get(global::CC_OP);
-                let mask = self.b.iconst(keep);
-                let kept = self.b.bin(Op::And, Width::W32, old, mask);
-                let word = self.b.iconst(word);
-                let new = self.b.bin(Op::Or, Width::W32, kept, word);
+                let new = self.patched(keep, word);
                 self.b.put(global::CC_OP, new);
                 self.cc.in_env = false;
             }
         }
+    }
+
+    /// The operation word with `word` in place of all but the bits `keep`.
+    fn patched(&mut self, keep: u64, word: u64) -> Val {
+        let old = self.b.get(global::CC_OP);
+        let mask = self.b.iconst(keep & u64::from(u32::MAX));
+        let kept = self.b.bin(Op::And, Width::W32, old, mask);
+        let word = self.b.iconst(word);
+        self.b.bin(Op::Or, Width::W32, kept, word)
+    }
+
+    /// A flags value in which the flags `reads` are the architectural ones, if that costs nothing;
+    /// else none. Always one if the current instruction's flags are dead.
+    pub fn known_flags(&mut self, reads: u64) -> Val {
+        let s = self.cc;
+        if s.dead {
+            return Val::NONE;
+        }
+        let mut found = Val::NONE;
+        for (mask, v) in [(CF, s.cf), (OF, s.of), (ARITH & !(CF | OF), s.rest)] {
+            if reads & mask != 0 {
+                if !v.is_some() || found.is_some() && found != v {
+                    return Val::NONE;
+                }
+                found = v;
+            }
+        }
+        found
     }
 
     /// An IR flags value in which the flags `reads` are the architectural ones.
@@ -140,7 +282,7 @@ impl Translator<'_> {
         // Different flags are in different values: put the image together.
         let image = self.flags_image();
         let fl = self.image_flags(image);
-        (self.cc.cf, self.cc.of, self.cc.rest) = (fl, fl, fl);
+        self.cc.provide(fl, ARITH);
         fl
     }
 
@@ -171,7 +313,7 @@ impl Translator<'_> {
             if self.cc.in_env { helpers::COMPUTE_FLAGS } else { helpers::COMPUTE_FLAGS_SYNC };
         let image = self.b.call(helper, &[]);
         let fl = self.image_flags(image);
-        (self.cc.cf, self.cc.of, self.cc.rest) = (fl, fl, fl);
+        self.cc.provide(fl, ARITH);
         fl
     }
 

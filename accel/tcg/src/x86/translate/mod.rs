@@ -14,14 +14,29 @@
 //! * An instruction that does not exist in the current mode, or that nobody translates, raises #UD
 //!   when it is executed. Guest bytes can make translation neither fail nor panic.
 
+mod alu;
+mod bcd;
+mod bits;
 mod cc;
+mod control;
+mod dead;
 mod dispatch;
+mod memory;
+mod mov;
+mod muldiv;
 mod operand;
+mod shift;
 mod simd;
+mod stack;
+mod string;
+mod system;
 mod translator;
 mod x87;
 
-pub use translator::{Flow, Translator};
+pub use cc::CcOperands;
+pub use memory::Place;
+pub use operand::{Gpr, Offset, seg_num};
+pub use translator::Translator;
 
 use crate::x86::mode::Mode;
 use crate::x86::{Env, exception::Exception};
@@ -125,12 +140,16 @@ const VALS_FULL: u16 = 3000;
 const MAX_SIDE_EXITS: u32 = 4;
 const PAGE: u64 = !0xfff;
 
+/// Byte offset in `Env` of the processor field at `offset` in [`crate::x86::Cpu`].
+const fn cpu_field(offset: usize) -> u32 {
+    (std::mem::offset_of!(Env, cpu) + offset) as u32
+}
+
 /// Translates the code at `key` into `block`.
 ///
 /// # Errors
 /// The exception that fetching the first instruction raises; `block` then means nothing.
 pub fn translate(
-    _env: &Env,
     fetch: &mut dyn CodeFetch,
     key: TbKey,
     limits: Limits,
@@ -141,15 +160,20 @@ pub fn translate(
     block.clear(key.rip, key.mode.mmu_idx());
     let mut t = Translator::new(block, key);
     let mut end = TranslateEnd::default();
-    for insn in &source.insns[..source.count] {
+    let insns = &source.insns[..source.count];
+    for (i, insn) in insns.iter().enumerate() {
         let linear = key.linear(insn.ip());
         if !end.add(linear, insn.len() as u32) {
             break;
         }
         end.bytes += insn.len() as u32;
         end.insns += 1;
-        t.start(insn);
-        dispatch::translate(&mut t, insn);
+        let rest = &insns[i + 1..];
+        t.start(insn, dead::flags_dead(insn, rest));
+        dispatch::translate(&mut t, insn, !rest.is_empty());
+        if rest.is_empty() && !t.ended() && makes_shadow(insn) {
+            t.shadow_and_leave();
+        }
         if t.ended() || t.b.nvals >= VALS_FULL {
             break;
         }
@@ -227,7 +251,9 @@ impl<'a> Source<'a> {
                 let after = self.after(insn, &mut branches, first_page);
                 let was_shadow = std::mem::replace(&mut shadow, makes_shadow(insn));
                 self.count += 1;
-                if self.count == self.max && !shadow || self.count == MAX_INSNS {
+                // The instruction after STI and the like belongs into the same block.
+                let room = if shadow && self.max > 1 { MAX_INSNS } else { self.max };
+                if self.count >= room {
                     return Ok(());
                 }
                 if crosses || was_shadow {

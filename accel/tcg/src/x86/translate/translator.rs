@@ -11,14 +11,8 @@ use tandem_jit::ir::{Block, Exit, ExitHint, ExitKind, Val};
 /// Leave code: evaluate everything anew (mode, interrupts).
 pub const LEAVE_LOOP: u32 = 1;
 
-/// Whether a translate function recognised an instruction.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Flow {
-    /// It has been translated.
-    Done,
-    /// It belongs to someone else.
-    Unknown,
-}
+/// Leave code: an instruction has completed with TF set; a #DB trap follows.
+pub const LEAVE_STEP: u32 = 4;
 
 /// One translation in progress.
 pub struct Translator<'a> {
@@ -48,8 +42,9 @@ impl<'a> Translator<'a> {
         }
     }
 
-    /// Begins the translation of `insn`.
-    pub(super) fn start(&mut self, insn: &Instruction) {
+    /// Begins the translation of `insn`, whose flags nobody sees if `dead`.
+    pub(super) fn start(&mut self, insn: &Instruction, dead: bool) {
+        self.cc.dead = dead;
         self.rip = insn.ip();
         self.next = self.wrap(insn.next_ip());
         self.b.insn_start(self.rip, insn.len() as u8);
@@ -89,6 +84,9 @@ impl<'a> Translator<'a> {
 
     /// The exit to `rip` in the same mode.
     pub(super) fn exit_to(&self, rip: u64, hint: ExitHint) -> Exit {
+        if self.mode.contains(Mode::TF) {
+            return Exit { kind: ExitKind::Leave { code: LEAVE_STEP, pc: Some(rip) }, hint };
+        }
         let page = |rip| self.key.linear(rip) & super::PAGE;
         Exit { kind: ExitKind::Goto { pc: rip, same_page: page(rip) == page(self.key.rip) }, hint }
     }
@@ -109,12 +107,19 @@ impl<'a> Translator<'a> {
 
     /// Ends the block with an indirect jump.
     pub fn jump(&mut self, rip: Val, hint: ExitHint) {
+        if self.mode.contains(Mode::TF) {
+            self.b.call_void(helpers::SET_RIP, &[rip]);
+            return self.leave(LEAVE_STEP, None);
+        }
         self.b.exit(Exit { kind: ExitKind::Indirect, hint }, rip);
         self.ended = true;
     }
 
     /// Ends the block with an indirect jump to where a helper has put RIP; the mode may have changed.
     pub fn jump_rip(&mut self) {
+        if self.mode.contains(Mode::TF) {
+            return self.leave(LEAVE_STEP, None);
+        }
         let rip = self.b.get(global::RIP);
         self.jump(rip, ExitHint::Jump);
     }
