@@ -119,9 +119,7 @@ const fn bit(v: u64, n: u32) -> bool {
 
 /// ZF, SF and PF of a result.
 const fn zsp(d: u64, w: Width) -> u64 {
-    flag(d == 0, ZF)
-        | flag(bit(d, w.bits() - 1), SF)
-        | flag((d as u8).count_ones().is_multiple_of(2), PF)
+    flag(d == 0, ZF) | flag(bit(d, w.bits() - 1), SF) | flag((d as u8).count_ones() & 1 == 0, PF)
 }
 
 /// The image of the flags that `cc` describes.

@@ -7,7 +7,7 @@ use crate::x86::bits::rflags::{AF, CF, OF, PF, SF, ZF};
 /// ZF, SF and PF of AL.
 fn zsp(al: u8) -> u64 {
     let flag = |set: bool, bit: u64| if set { bit } else { 0 };
-    flag(al == 0, ZF) | flag(al >> 7 != 0, SF) | flag(al.count_ones().is_multiple_of(2), PF)
+    flag(al == 0, ZF) | flag(al >> 7 != 0, SF) | flag(al.count_ones() & 1 == 0, PF)
 }
 
 fn pack(ax: u64, image: u64) -> u64 {

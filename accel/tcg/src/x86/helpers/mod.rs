@@ -12,7 +12,7 @@ mod fault;
 mod flags;
 mod misc;
 mod segment;
-pub mod string;
+pub(crate) mod string;
 mod system;
 
 use super::Env;
