@@ -126,7 +126,7 @@ macro_rules! globals {
         /// Numbers of the globals.
         #[allow(missing_docs)]
         pub mod global {
-            #[allow(non_camel_case_types)]
+            #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
             #[repr(u8)]
             enum Number { $( $name, )* }
             $( pub const $name: super::Global = super::Global(Number::$name as u8); )*

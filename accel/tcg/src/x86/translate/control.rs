@@ -193,7 +193,8 @@ pub(super) fn iret(t: &mut Translator, insn: &Instruction) {
         _ => 8,
     };
     let size = t.b.iconst(size);
-    t.b.call_void(helpers::IRET, &[size]);
+    let next = t.b.iconst(t.next);
+    t.b.call_void(helpers::IRET, &[size, next]);
     t.jump_rip();
 }
 

@@ -145,8 +145,10 @@ pub(super) fn popa(t: &mut Translator, insn: &Instruction) {
 
 /// PUSHF.
 pub(super) fn pushf(t: &mut Translator, insn: &Instruction) {
-    let v = t.b.call(helpers::PUSHF, &[]);
-    t.push(stack_operand(insn), v);
+    let w = stack_operand(insn);
+    let size = t.b.iconst(w.bytes().into());
+    let v = t.b.call(helpers::PUSHF, &[size]);
+    t.push(w, v);
 }
 
 /// POPF. The mode may have changed (TF, AC, IOPL).

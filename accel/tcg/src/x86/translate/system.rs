@@ -100,7 +100,8 @@ pub(super) fn simple(t: &mut Translator, insn: &Instruction) -> bool {
             }
         }
         Rdpmc => {
-            t.b.call_void(helpers::RDPMC, &[]);
+            let v = t.b.call(helpers::RDPMC, &[]);
+            set_edx_eax(t, v);
         }
         Cpuid => {
             t.b.call_void(helpers::CPUID, &[]);
@@ -133,14 +134,16 @@ pub(super) fn simple(t: &mut Translator, insn: &Instruction) -> bool {
             }
         }
         Xgetbv => {
-            t.b.call_void(helpers::XGETBV, &[]);
+            let v = t.b.call(helpers::XGETBV, &[]);
+            set_edx_eax(t, v);
         }
         Xsetbv => {
             t.b.call_void(helpers::XSETBV, &[]);
             t.leave_next(leave);
         }
         Rdpkru => {
-            t.b.call_void(helpers::RDPKRU, &[]);
+            let v = t.b.call(helpers::RDPKRU, &[]);
+            set_edx_eax(t, v);
         }
         Wrpkru => {
             t.b.call_void(helpers::WRPKRU, &[]);
@@ -172,6 +175,15 @@ pub(super) fn simple(t: &mut Translator, insn: &Instruction) -> bool {
     true
 }
 
+/// Splits `v` over EDX:EAX.
+fn set_edx_eax(t: &mut Translator, v: Val) {
+    let lo = t.b.un(Op::Zext, Width::W32, v);
+    let n = t.b.iconst(32);
+    let hi = t.b.bin(Op::Shr, Width::W64, v, n);
+    t.set_gpr64(0, lo);
+    t.set_gpr64(2, hi);
+}
+
 /// RDTSC and RDTSCP.
 fn rdtsc(t: &mut Translator, aux: bool) {
     if t.mode.contains(Mode::TSC_GP) {
@@ -179,11 +191,7 @@ fn rdtsc(t: &mut Translator, aux: bool) {
     }
     let v = t.b.call(helpers::RDTSC, &[]);
     let id = aux.then(|| tsc_aux(t));
-    let lo = t.b.un(Op::Zext, Width::W32, v);
-    let n = t.b.iconst(32);
-    let hi = t.b.bin(Op::Shr, Width::W64, v, n);
-    t.set_gpr64(0, lo);
-    t.set_gpr64(2, hi);
+    set_edx_eax(t, v);
     if let Some(id) = id {
         t.set_gpr64(1, id);
     }

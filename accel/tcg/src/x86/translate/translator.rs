@@ -48,6 +48,10 @@ impl<'a> Translator<'a> {
         self.rip = insn.ip();
         self.next = self.wrap(insn.next_ip());
         self.b.insn_start(self.rip, insn.len() as u8);
+        if self.mode.contains(Mode::BREAKPOINTS) {
+            let addr = self.b.iconst(self.key.linear(self.rip));
+            self.b.call_void(helpers::INSN_BREAKPOINT, &[addr]);
+        }
     }
 
     /// Ends the block after the last instruction, if that has not done so.
