@@ -165,17 +165,14 @@ pub fn poll(env: &mut Env) -> Poll {
     if env.cpu.shutdown {
         return Poll::TripleFault;
     }
-    let intc = env.vcpu().intc.clone();
-    if let Some(intc) = &intc {
-        while let Some(event) = intc.take_event() {
-            match event {
-                CpuEvent::Nmi => env.cpu.nmi_pending = true,
-                CpuEvent::Init => {
-                    let bsp = intc.apic_base() & 1 << 8 != 0;
-                    state::init(env, bsp);
-                }
-                CpuEvent::Sipi(v) => start(env, v),
+    while let Some(event) = env.vcpu().intc.as_ref().and_then(|i| i.take_event()) {
+        match event {
+            CpuEvent::Nmi => env.cpu.nmi_pending = true,
+            CpuEvent::Init => {
+                let bsp = env.vcpu().intc.as_ref().is_some_and(|i| i.apic_base() & 1 << 8 != 0);
+                state::init(env, bsp);
             }
+            CpuEvent::Sipi(v) => start(env, v),
         }
     }
     if env.cpu.wait_sipi {
@@ -193,13 +190,17 @@ pub fn poll(env: &mut Env) -> Poll {
         return finish(env, Event::Nmi);
     }
     if env.cpu.eflags & rflags::IF != 0
-        && let Some(intc) = &intc
-        && intc.pending()
-        && let Some(v) = intc.acknowledge()
+        && let Some(v) = acknowledge(env)
     {
         return finish(env, Event::Interrupt(v));
     }
     if env.cpu.halted { Poll::Idle } else { Poll::Run }
+}
+
+/// The vector of the deliverable interrupt of highest priority, if there is one.
+fn acknowledge(env: &Env) -> Option<u8> {
+    let intc = env.vcpu().intc.as_ref()?;
+    if intc.pending() { intc.acknowledge() } else { None }
 }
 
 fn finish(env: &mut Env, event: Event) -> Poll {

@@ -1,12 +1,13 @@
 //! The processor's state from and to its architectural form, and what INIT does.
 
-use super::bits::{cr0, dr6, dr7, rflags};
+use super::bits::{cr0, cr4, dr6, dr7, efer, rflags};
 use super::exception::Exception;
 use super::features::Features;
 use super::interrupt::Event;
 use super::msr::{self, Msrs};
 use super::{Env, cr};
 use tandem_accel::x86::{FpuState, MpState, PendingEvents, TableReg, X86State, gpr};
+use tandem_accel::{Error, Result};
 
 /// An event that a loaded state brought along, to be delivered before anything else. All zeroes is
 /// "none".
@@ -58,8 +59,12 @@ impl Injected {
 
 /// Loads `s`: everything the guest can see of its processor. The interrupt controller's own state
 /// is the machine's to restore; it is told CR8, the APIC base and the TSC's offset.
-pub fn load(env: &mut Env, s: &X86State) {
+///
+/// # Errors
+/// A state that no processor can be in; nothing has changed.
+pub fn load(env: &mut Env, s: &X86State) -> Result<()> {
     env.cpu.feat = Features::of(&env.vcpu().cpuid);
+    check(s, &env.cpu.feat)?;
     let cpu = &mut env.cpu;
     cpu.gpr = s.gpr;
     cpu.rip = s.rip;
@@ -110,6 +115,33 @@ pub fn load(env: &mut Env, s: &X86State) {
     env.core.fault = 0;
     env.update_mode();
     env.core.request_exit();
+    Ok(())
+}
+
+/// Refuses what the control registers could never hold together.
+fn check(s: &X86State, f: &Features) -> Result<()> {
+    let fail = |what: String| Err(Error::new(format!("cannot load processor state: {what}")));
+    let paging = s.cr0 & cr0::PG != 0;
+    if paging && s.cr0 & cr0::PE == 0 {
+        return fail(format!("CR0 {:#x} has paging without protection", s.cr0));
+    }
+    let long = paging && s.efer & efer::LME != 0;
+    if long != (s.efer & efer::LMA != 0) || (long && s.cr4 & cr4::PAE == 0) {
+        let (cr0, cr4, efer) = (s.cr0, s.cr4, s.efer);
+        return fail(format!(
+            "CR0 {cr0:#x}, CR4 {cr4:#x} and EFER {efer:#x} disagree on long mode"
+        ));
+    }
+    if s.cr4 & !f.cr4 != 0 {
+        return fail(format!("CR4 {:#x} uses what this CPU model lacks", s.cr4));
+    }
+    if s.efer & !(f.efer | efer::LMA) != 0 {
+        return fail(format!("EFER {:#x} uses what this CPU model lacks", s.efer));
+    }
+    if s.xcr0 & !(f.xcr0 | 1) != 0 || s.xcr0 & 1 == 0 {
+        return fail(format!("XCR0 {:#x} uses what this CPU model lacks", s.xcr0));
+    }
+    Ok(())
 }
 
 /// The state as architecture describes it.
