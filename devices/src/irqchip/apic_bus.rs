@@ -76,7 +76,6 @@ pub struct ApicConfig {
 /// All local APICs of a machine.
 pub struct ApicBus {
     lapics: Vec<Arc<Lapic>>,
-    pic: Arc<DualPic>,
     ioapic: OnceLock<Weak<IoApic>>,
 }
 
@@ -96,7 +95,6 @@ impl ApicBus {
                     Lapic::new(id, i == 0, config, clock.clone(), me.clone(), pic.clone())
                 })
                 .collect(),
-            pic: pic.clone(),
             ioapic: OnceLock::new(),
         });
         let me = Arc::downgrade(&bus);
@@ -120,7 +118,7 @@ impl ApicBus {
 
     fn pic_changed(&self) {
         for l in &self.lapics {
-            l.sample_lint0(self.pic.output());
+            l.sample_lint0();
         }
     }
 

@@ -166,9 +166,11 @@ impl Lapic {
         })
     }
 
-    /// The PIC's output changed to this level.
-    pub(super) fn sample_lint0(&self, level: bool) {
+    /// The PIC's output may have changed. It is sampled under our lock, so that whoever comes last
+    /// sees its last level.
+    pub(super) fn sample_lint0(&self) {
         self.with(|s| {
+            let level = self.pic.output();
             let was = std::mem::replace(&mut s.lint0, level);
             let rises = level && !was;
             if rises || (level && s.lvt[lvt::LINT0] & lvt::LEVEL != 0) {

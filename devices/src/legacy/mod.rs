@@ -6,3 +6,6 @@ pub mod i8042;
 pub mod reset;
 pub mod serial;
 pub mod testdev;
+
+#[cfg(test)]
+mod hostile_tests;

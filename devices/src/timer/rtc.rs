@@ -69,7 +69,7 @@ pub struct RtcState {
     /// All 128 bytes; those of the time hold it only while SET is on.
     pub cmos: Vec<u8>,
     /// UTC in nanoseconds since 1970 at guest time 0.
-    pub epoch: i64,
+    pub epoch: i128,
     /// The second (since 1970) up to which flags are worked out.
     pub seen_second: i64,
     /// The periodic tick up to which flags are worked out.
@@ -148,7 +148,7 @@ impl RtcState {
             index: 0,
             nmi_masked: false,
             cmos,
-            epoch,
+            epoch: epoch.into(),
             seen_second: epoch.div_euclid(NANOS_PER_SEC as i64),
             seen_tick: 0,
             irq_disabled: false,
@@ -163,8 +163,17 @@ impl RtcState {
         self.b() & B_SET != 0 || self.cmos[reg::A] & A_DIVIDER >= 0x60
     }
 
-    fn utc(&self, now: u64) -> i64 {
-        self.epoch.saturating_add(i64::try_from(now).unwrap_or(i64::MAX))
+    /// The second since 1970, and the nanoseconds of it that have passed.
+    fn utc(&self, now: u64) -> (i64, u64) {
+        let ns = self.epoch + i128::from(now);
+        let per_second = i128::from(NANOS_PER_SEC);
+        (ns.div_euclid(per_second) as i64, ns.rem_euclid(per_second) as u64)
+    }
+
+    /// Makes it this time at guest time `now`.
+    fn set_utc(&mut self, second: i64, fraction: u64, now: u64) {
+        let ns = i128::from(second) * i128::from(NANOS_PER_SEC) + i128::from(fraction);
+        self.epoch = ns - i128::from(now);
     }
 
     fn encode(&self, v: u8) -> u8 {
@@ -192,7 +201,7 @@ impl RtcState {
 
     /// Puts the time into its registers.
     fn show(&mut self, now: u64) {
-        let f = Fields::of(self.utc(now).div_euclid(NANOS_PER_SEC as i64));
+        let f = Fields::of(self.utc(now).0);
         let century = (f.year.div_euclid(100).rem_euclid(100)) as u8;
         for (r, v) in [
             (reg::SECONDS, self.encode(f.second)),
@@ -220,12 +229,9 @@ impl RtcState {
             month: c(reg::MONTH),
             year: i64::from(c(reg::CENTURY)) * 100 + i64::from(c(reg::YEAR)),
         };
-        let fraction = self.utc(now).rem_euclid(NANOS_PER_SEC as i64);
+        let fraction = self.utc(now).1;
         let seconds = f.seconds();
-        self.epoch = seconds
-            .saturating_mul(NANOS_PER_SEC as i64)
-            .saturating_add(fraction)
-            .saturating_sub(i64::try_from(now).unwrap_or(i64::MAX));
+        self.set_utc(seconds, fraction, now);
         self.seen_second = seconds;
     }
 
@@ -257,7 +263,7 @@ impl RtcState {
                 self.cmos[reg::C] |= C_PF;
             }
         }
-        let second = self.utc(now).div_euclid(NANOS_PER_SEC as i64);
+        let second = self.utc(now).0;
         if self.is_stopped() {
             self.seen_second = second;
         }
@@ -288,10 +294,8 @@ impl RtcState {
             .period()
             .filter(|_| self.b() & B_PIE != 0)
             .map(|p| nanos((self.seen_tick + 1).saturating_mul(p), CRYSTAL_HZ));
-        let second = (self.b() & (B_AIE | B_UIE) != 0 && !self.is_stopped()).then(|| {
-            let fraction = self.utc(now).rem_euclid(NANOS_PER_SEC as i64) as u64;
-            now + (NANOS_PER_SEC - fraction)
-        });
+        let second = (self.b() & (B_AIE | B_UIE) != 0 && !self.is_stopped())
+            .then(|| now + (NANOS_PER_SEC - self.utc(now).1));
         [periodic, second].into_iter().flatten().min()
     }
 
@@ -306,8 +310,8 @@ impl RtcState {
                 self.cmos[index]
             }
             reg::A => {
-                let left = NANOS_PER_SEC as i64 - self.utc(now).rem_euclid(NANOS_PER_SEC as i64);
-                let uip = !self.is_stopped() && left as u64 <= UIP_NS;
+                let left = NANOS_PER_SEC - self.utc(now).1;
+                let uip = !self.is_stopped() && left <= UIP_NS;
                 self.cmos[reg::A] & !A_UIP | if uip { A_UIP } else { 0 }
             }
             reg::C => {
@@ -357,8 +361,8 @@ impl RtcState {
             self.set_time(now);
             if divider_was >= 0x60 {
                 // The first update comes half a second after the divider starts.
-                let fraction = self.utc(now).rem_euclid(NANOS_PER_SEC as i64);
-                self.epoch += NANOS_PER_SEC as i64 / 2 - fraction;
+                let second = self.utc(now).0;
+                self.set_utc(second, NANOS_PER_SEC / 2, now);
             }
         } else if !was && mode_before != self.b() & (B_BINARY | B_24H) {
             self.show(now);
@@ -505,6 +509,8 @@ impl Stateful for Rtc {
         let mut s = self.lock();
         *s = new.clone();
         s.index &= 0x7f;
+        // No date that can be set is as far off.
+        s.epoch = s.epoch.clamp(-(1 << 80), 1 << 80);
         self.irq.import_level(s.wants_irq() && !s.irq_disabled);
         self.update(&mut s);
         Ok(())
