@@ -119,6 +119,10 @@ pub fn encode(native: &Native, regs: &NativeRegs) -> Option<NativeBytes> {
         }
     }
     out.push(native.opcode);
+    if native.enc == Encoding::Vex && native.map == 1 && native.opcode == 0x77 {
+        // VZEROUPPER and VZEROALL have no operands and no ModRM byte.
+        return Some(out);
+    }
     match rm {
         Some(rm) => out.push(0xc0 | (reg.num & 7) << 3 | rm.num & 7),
         None => memory_operand(&mut out, reg.num, regs, evex),

@@ -86,6 +86,8 @@ pub struct Cpu {
     pub fip: u64,
     /// Last x87 data pointer.
     pub fdp: u64,
+    /// A masked vector store waits in the bounce buffer.
+    pub masked_store: bool,
     /// The fault that a helper raised (valid when `core.fault` is set).
     pub exception: Exception,
     /// In HLT.

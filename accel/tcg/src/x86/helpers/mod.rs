@@ -11,9 +11,12 @@ mod bcd;
 mod fault;
 mod flags;
 mod misc;
+pub(crate) mod mmx;
+pub(crate) mod pcmpstr;
 mod segment;
 pub(crate) mod string;
 mod system;
+pub(crate) mod vector;
 
 use super::Env;
 use super::exception::Exception;
@@ -57,6 +60,10 @@ mod effects {
     pub const VECTOR: HelperEffects = new(false, false, false, true);
     /// Touches vector state and may raise a fault.
     pub const VECTOR_FAULT: HelperEffects = new(false, false, true, true);
+    /// Touches vector state and reads globals.
+    pub const VECTOR_READ: HelperEffects = new(true, false, false, true);
+    /// The same, and may raise a fault.
+    pub const VECTOR_FAULT_READ: HelperEffects = new(true, false, true, true);
     /// Touches everything.
     pub const ALL: HelperEffects = new(true, true, true, true);
 }
@@ -163,4 +170,20 @@ helpers! {
     INSN_BREAKPOINT = system::insn_breakpoint, READ_FAULT;
 
     // ---- vector and x87 ----
+    MMX_CONVERT = mmx::mmx_convert, VECTOR_FAULT;
+    MMX_MASKMOVQ = mmx::mmx_maskmovq, FAULT;
+    MMX_OP = mmx::mmx_op, PURE;
+    MMX_PALIGNR = mmx::mmx_palignr, PURE;
+    MMX_PMOVMSKB = mmx::mmx_pmovmskb, PURE;
+    MMX_PSHUFW = mmx::mmx_pshufw, PURE;
+    PCMPSTR = pcmpstr::pcmpstr, VECTOR_READ;
+    GATHER = vector::gather, VECTOR_FAULT_READ;
+    GET_XMM = vector::get_xmm, VECTOR;
+    LDMXCSR = vector::ldmxcsr, VECTOR_FAULT;
+    MASK_END = vector::mask_end, FAULT;
+    MASK_PTR = vector::mask_ptr, FAULT;
+    MASKMOVDQU = vector::maskmovdqu, VECTOR_FAULT;
+    SCATTER = vector::scatter, VECTOR_FAULT_READ;
+    SET_XMM_LOW = vector::set_xmm_low, VECTOR;
+    STMXCSR = vector::stmxcsr, VECTOR;
 }

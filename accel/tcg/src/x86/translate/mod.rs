@@ -24,6 +24,7 @@ mod dispatch;
 mod memory;
 mod mov;
 mod muldiv;
+mod mmx;
 mod operand;
 mod shift;
 mod simd;
@@ -31,6 +32,8 @@ mod stack;
 mod string;
 mod system;
 mod translator;
+mod vector_form;
+mod vector_mem;
 mod x87;
 
 pub use cc::CcOperands;

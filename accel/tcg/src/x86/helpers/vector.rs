@@ -1,0 +1,421 @@
+//! Helpers of vector instructions whose memory accesses depend on data, and of MXCSR.
+
+use super::raise;
+use super::segment::seg_check;
+use crate::x86::Env;
+use crate::x86::exception::Exception;
+use crate::x86::mode::Mode;
+use crate::x86::paging::Access;
+use tandem_jit::ir::{PTR_READ, PTR_WRITE};
+
+/// MXCSR bits that exist (SDM vol. 1 §10.2.3).
+pub const MXCSR_MASK: u32 = 0xffff;
+
+/// Sets MXCSR; #GP(0) for reserved bits.
+pub extern "C" fn ldmxcsr(env: *mut Env, value: u64) -> u64 {
+    // SAFETY: generated code passes its own Env, which nothing else uses while the helper runs.
+    let env = unsafe { &mut *env };
+    if value as u32 & !MXCSR_MASK != 0 {
+        return raise(env, Exception::gp(0));
+    }
+    env.core.mxcsr = value as u32;
+    0
+}
+
+/// MXCSR.
+pub extern "C" fn stmxcsr(env: *mut Env) -> u64 {
+    // SAFETY: as in `ldmxcsr`.
+    let env = unsafe { &*env };
+    env.core.mxcsr.into()
+}
+
+/// Quadword `what >> 8` (0 or 1) of vector register `what & 0xff`.
+pub extern "C" fn get_xmm(env: *mut Env, what: u64) -> u64 {
+    // SAFETY: as in `ldmxcsr`.
+    let env = unsafe { &*env };
+    let at = 8 * (what >> 8 & 1) as usize;
+    u64::from_le_bytes(array(&env.core.vec[(what & 31) as usize][at..]))
+}
+
+/// Sets vector register `reg` to `v`, zero up to bit 127; the rest stays.
+pub extern "C" fn set_xmm_low(env: *mut Env, reg: u64, v: u64) -> u64 {
+    // SAFETY: as in `ldmxcsr`.
+    let env = unsafe { &mut *env };
+    env.core.vec[(reg & 31) as usize][..16].copy_from_slice(&u128::from(v).to_le_bytes());
+    0
+}
+
+/// A memory operand of which only some elements are accessed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Masked {
+    /// log2 of the operand's size in bytes, at most 6.
+    pub log2: u8,
+    /// log2 of an element's size in bytes.
+    pub elem_log2: u8,
+    /// It is written, not read.
+    pub write: bool,
+    /// All of it is accessed if any element is active (one memory element for several).
+    pub any: bool,
+    /// The first elements are accessed, as many as are active.
+    pub compressed: bool,
+    /// MMU index.
+    pub mmu_idx: u8,
+}
+
+impl Masked {
+    /// As one word for a helper's argument.
+    pub fn pack(self) -> u64 {
+        u64::from(self.log2)
+            | u64::from(self.elem_log2) << 8
+            | u64::from(self.mmu_idx) << 16
+            | u64::from(self.write) << 24
+            | u64::from(self.any) << 25
+            | u64::from(self.compressed) << 26
+    }
+
+    fn unpack(w: u64) -> Masked {
+        Masked {
+            log2: (w as u8).min(6),
+            elem_log2: ((w >> 8) as u8).min(6),
+            mmu_idx: (w >> 16) as u8,
+            write: w >> 24 & 1 != 0,
+            any: w >> 25 & 1 != 0,
+            compressed: w >> 26 & 1 != 0,
+        }
+    }
+
+    /// Bit n: memory element n is accessed under the mask `bits`.
+    fn active(self, bits: u64) -> u64 {
+        let n = 1u32 << self.log2.saturating_sub(self.elem_log2);
+        let all = u64::MAX >> (64 - n.min(64));
+        if self.any {
+            if bits != 0 { all } else { 0 }
+        } else if self.compressed {
+            let ones = (bits & all).count_ones();
+            if ones == 0 { 0 } else { u64::MAX >> (64 - ones) }
+        } else {
+            bits & all
+        }
+    }
+}
+
+fn elements(active: u64) -> impl Iterator<Item = u64> {
+    let mut rest = active;
+    std::iter::from_fn(move || {
+        let n = u64::from(rest.trailing_zeros());
+        rest &= rest.wrapping_sub(1);
+        (n < 64).then_some(n)
+    })
+}
+
+/// A host pointer for the memory operand at `addr` that `what` ([`Masked`]) describes, under the mask
+/// `bits`. Faults only for active elements. A store must be followed by [`mask_end`].
+pub extern "C" fn mask_ptr(env: *mut Env, addr: u64, what: u64, bits: u64) -> u64 {
+    // SAFETY: as in `ldmxcsr`.
+    let env = unsafe { &mut *env };
+    match masked_pointer(env, addr, Masked::unpack(what), bits) {
+        Ok(p) => p as u64,
+        Err(e) => raise(env, e),
+    }
+}
+
+fn masked_pointer(env: &mut Env, addr: u64, m: Masked, bits: u64) -> Result<*mut u8, Exception> {
+    env.cpu.masked_store = false;
+    let active = m.active(bits);
+    let access = if m.write { Access::Write } else { Access::Read };
+    let size = 1u64 << m.log2;
+    if active != 0 && addr & 0xfff <= 0x1000 - size {
+        // On one page: it is accessible or the first active element faults.
+        let at = u64::from(active.trailing_zeros()) << m.elem_log2;
+        if let Some(p) = env.host_page(addr.wrapping_add(at), access, m.mmu_idx)? {
+            return Ok(p.wrapping_sub(at as usize));
+        }
+    }
+    let elem = 1usize << m.elem_log2;
+    for n in elements(active) {
+        let at = (n as usize) << m.elem_log2;
+        let from = addr.wrapping_add(at as u64);
+        if m.write {
+            env.probe_write(from, elem as u64, m.mmu_idx)?;
+        } else {
+            let mut buf = [0; 64];
+            env.read_bytes(from, &mut buf[..elem], m.mmu_idx)?;
+            env.core.bounce_buf.data[at..at + elem].copy_from_slice(&buf[..elem]);
+        }
+    }
+    env.cpu.masked_store = m.write;
+    Ok(env.core.bounce_buf.data.as_mut_ptr())
+}
+
+/// Writes a buffered masked store back; the arguments are those of [`mask_ptr`].
+pub extern "C" fn mask_end(env: *mut Env, addr: u64, what: u64, bits: u64) -> u64 {
+    // SAFETY: as in `ldmxcsr`.
+    let env = unsafe { &mut *env };
+    if !std::mem::take(&mut env.cpu.masked_store) {
+        return 0;
+    }
+    let m = Masked::unpack(what);
+    let elem = 1usize << m.elem_log2;
+    let data = env.core.bounce_buf.data;
+    for n in elements(m.active(bits)) {
+        let at = (n as usize) << m.elem_log2;
+        let to = addr.wrapping_add(at as u64);
+        if let Err(e) = env.write_bytes(to, &data[at..at + elem], m.mmu_idx) {
+            return raise(env, e);
+        }
+    }
+    0
+}
+
+/// MASKMOVDQU: stores the bytes of register `what & 0xff` whose mask byte in register
+/// `what >> 8 & 0xff` has its top bit set; MMU index in `what >> 16`.
+pub extern "C" fn maskmovdqu(env: *mut Env, addr: u64, what: u64) -> u64 {
+    // SAFETY: as in `ldmxcsr`.
+    let env = unsafe { &mut *env };
+    let data = env.core.vec[(what & 31) as usize];
+    let mask = env.core.vec[(what >> 8 & 31) as usize];
+    let mmu_idx = (what >> 16) as u8;
+    let bits = (0..16).fold(0, |b, i| b | u64::from(mask[i] >> 7) << i);
+    let store = |env: &mut Env, really: bool| {
+        for n in elements(bits) {
+            let to = addr.wrapping_add(n);
+            if really {
+                env.write_u8(to, data[n as usize], mmu_idx)?;
+            } else {
+                env.probe_write(to, 1, mmu_idx)?;
+            }
+        }
+        Ok(())
+    };
+    match store(env, false).and_then(|()| store(env, true)) {
+        Ok(()) => 0,
+        Err(e) => raise(env, e),
+    }
+}
+
+/// A gather or scatter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gather {
+    /// Data register.
+    pub data: u8,
+    /// Index register.
+    pub index: u8,
+    /// Mask: an opmask register (EVEX), or a vector register.
+    pub mask: u8,
+    /// EVEX form.
+    pub evex: bool,
+    /// log2 of a data element's size: 2 or 3.
+    pub elem_log2: u8,
+    /// log2 of an index's size: 2 or 3.
+    pub index_log2: u8,
+    /// log2 of the indexes' factor.
+    pub scale: u8,
+    /// Number of elements.
+    pub count: u8,
+    /// log2 of the data register's size.
+    pub data_log2: u8,
+    /// Segment register.
+    pub segment: u8,
+    /// Addresses are 32 bits wide.
+    pub addr32: bool,
+    /// MMU index.
+    pub mmu_idx: u8,
+}
+
+impl Gather {
+    /// As one word for a helper's argument.
+    pub fn pack(self) -> u64 {
+        u64::from(self.data)
+            | u64::from(self.index) << 5
+            | u64::from(self.mask) << 10
+            | u64::from(self.evex) << 15
+            | u64::from(self.elem_log2) << 16
+            | u64::from(self.index_log2) << 18
+            | u64::from(self.scale) << 20
+            | u64::from(self.count) << 22
+            | u64::from(self.data_log2) << 28
+            | u64::from(self.segment) << 32
+            | u64::from(self.addr32) << 36
+            | u64::from(self.mmu_idx) << 40
+    }
+
+    fn unpack(w: u64) -> Gather {
+        let field = |at: u32, bits: u32| (w >> at) as u8 & ((1 << bits) - 1) as u8;
+        Gather {
+            data: field(0, 5),
+            index: field(5, 5),
+            mask: field(10, 5),
+            evex: field(15, 1) != 0,
+            elem_log2: field(16, 2).clamp(2, 3),
+            index_log2: field(18, 2).clamp(2, 3),
+            scale: field(20, 2),
+            count: field(22, 6).min(16),
+            data_log2: field(28, 4).min(6),
+            segment: field(32, 4).min(5),
+            addr32: field(36, 1) != 0,
+            mmu_idx: field(40, 8),
+        }
+    }
+
+    fn is_active(self, env: &Env, n: usize) -> bool {
+        if self.evex {
+            return env.core.opmask[usize::from(self.mask & 7)] >> n & 1 != 0;
+        }
+        let top = ((n + 1) << self.elem_log2) - 1;
+        env.core.vec[usize::from(self.mask)][top] >> 7 != 0
+    }
+
+    /// Marks element `n` as done.
+    fn done(self, env: &mut Env, n: usize) {
+        if self.evex {
+            env.core.opmask[usize::from(self.mask & 7)] &= !(1 << n);
+        } else {
+            let at = n << self.elem_log2;
+            env.core.vec[usize::from(self.mask)][at..at + (1 << self.elem_log2)].fill(0);
+        }
+    }
+
+    /// Clears the whole mask, and the data register above its size, at the end.
+    fn finish(self, env: &mut Env, clear_data: bool) {
+        if self.evex {
+            env.core.opmask[usize::from(self.mask & 7)] = 0;
+        } else {
+            env.core.vec[usize::from(self.mask)].fill(0);
+        }
+        if clear_data {
+            // A destination narrower than the registers, and one with fewer elements than room.
+            let used = (usize::from(self.count) << self.elem_log2).min(1 << self.data_log2);
+            env.core.vec[usize::from(self.data)][used..].fill(0);
+        }
+    }
+
+    /// Linear address of element `n`.
+    fn address(self, env: &mut Env, base: u64, n: usize, access: u8) -> Result<u64, Exception> {
+        let regs = &env.core.vec[usize::from(self.index)];
+        let index = if self.index_log2 == 3 {
+            u64::from_le_bytes(array(&regs[8 * n..]))
+        } else {
+            i32::from_le_bytes(array(&regs[4 * n..])) as u64
+        };
+        let mut offset = base.wrapping_add(index << self.scale);
+        if self.addr32 {
+            offset &= u64::from(u32::MAX);
+        }
+        let mode = Mode::from_bits_retain(env.core.mode);
+        if mode.contains(Mode::CODE64) {
+            let based = self.segment >= 4;
+            let segment = if based { env.cpu.seg_base[usize::from(self.segment)] } else { 0 };
+            return Ok(segment.wrapping_add(offset));
+        }
+        let what = u64::from(self.segment) << 8 | u64::from(access);
+        let linear = seg_check(env, what, offset, 1 << self.elem_log2);
+        if std::mem::take(&mut env.core.fault) != 0 {
+            return Err(env.cpu.exception);
+        }
+        Ok(linear)
+    }
+}
+
+fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut a = [0; N];
+    a.copy_from_slice(&bytes[..N]);
+    a
+}
+
+/// Gathers: `base` is the addresses' common part, `what` a [`Gather`]. Elements that were loaded
+/// before one that faults stay, with their mask bits cleared.
+pub extern "C" fn gather(env: *mut Env, base: u64, what: u64) -> u64 {
+    // SAFETY: as in `ldmxcsr`.
+    let env = unsafe { &mut *env };
+    let g = Gather::unpack(what);
+    for n in 0..usize::from(g.count) {
+        if !g.is_active(env, n) {
+            continue;
+        }
+        let size = 1usize << g.elem_log2;
+        let v = g.address(env, base, n, PTR_READ).and_then(|addr| env.read(addr, size, g.mmu_idx));
+        match v {
+            Ok(v) => {
+                let at = n << g.elem_log2;
+                env.core.vec[usize::from(g.data)][at..at + size]
+                    .copy_from_slice(&v.to_le_bytes()[..size]);
+                g.done(env, n);
+            }
+            Err(e) => return raise(env, e),
+        }
+    }
+    g.finish(env, true);
+    0
+}
+
+/// Scatters; as [`gather`]. Elements are stored in order.
+pub extern "C" fn scatter(env: *mut Env, base: u64, what: u64) -> u64 {
+    // SAFETY: as in `ldmxcsr`.
+    let env = unsafe { &mut *env };
+    let g = Gather::unpack(what);
+    for n in 0..usize::from(g.count) {
+        if !g.is_active(env, n) {
+            continue;
+        }
+        let size = 1usize << g.elem_log2;
+        let at = n << g.elem_log2;
+        let data = &env.core.vec[usize::from(g.data)][at..at + size];
+        let mut v = [0; 8];
+        v[..size].copy_from_slice(data);
+        let done = g
+            .address(env, base, n, PTR_WRITE)
+            .and_then(|addr| env.write(addr, u64::from_le_bytes(v), size, g.mmu_idx));
+        match done {
+            Ok(()) => g.done(env, n),
+            Err(e) => return raise(env, e),
+        }
+    }
+    g.finish(env, false);
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptions_survive_packing() {
+        let m =
+            Masked { log2: 6, elem_log2: 2, write: true, any: false, compressed: true, mmu_idx: 2 };
+        assert_eq!(Masked::unpack(m.pack()), m);
+        let g = Gather {
+            data: 31,
+            index: 17,
+            mask: 7,
+            evex: true,
+            elem_log2: 3,
+            index_log2: 2,
+            scale: 3,
+            count: 16,
+            data_log2: 6,
+            segment: 5,
+            addr32: true,
+            mmu_idx: 1,
+        };
+        assert_eq!(Gather::unpack(g.pack()), g);
+    }
+
+    #[test]
+    fn active_elements() {
+        let m = Masked {
+            log2: 5,
+            elem_log2: 2,
+            write: false,
+            any: false,
+            compressed: false,
+            mmu_idx: 0,
+        };
+        assert_eq!(m.active(0xff0f), 0x0f);
+        assert_eq!(Masked { compressed: true, ..m }.active(0xa5), 0x0f);
+        assert_eq!(Masked { any: true, log2: 2, ..m }.active(0x8000), 1);
+        assert_eq!(Masked { any: true, ..m }.active(0), 0);
+        assert_eq!(elements(0x8000_0000_0000_0101).collect::<Vec<_>>(), [0, 8, 63]);
+        let bytes = Masked { log2: 6, elem_log2: 0, ..m };
+        assert_eq!(bytes.active(u64::MAX), u64::MAX);
+    }
+}
