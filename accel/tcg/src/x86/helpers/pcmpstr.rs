@@ -134,8 +134,8 @@ mod tests {
             match $imm {
                 // SAFETY: the caller has checked for SSE4.2.
                 $( $k => unsafe {
-                    let (a, b): (__m128i, __m128i) =
-                        (std::mem::transmute($a), std::mem::transmute($b));
+                    let a = std::mem::transmute::<u128, __m128i>($a);
+                    let b = std::mem::transmute::<u128, __m128i>($b);
                     let m: u128 = std::mem::transmute(_mm_cmpestrm::<$k>(a, $la, b, $lb));
                     let mi: u128 = std::mem::transmute(_mm_cmpistrm::<$k>(a, b));
                     (m, mi)

@@ -5,7 +5,7 @@
 //! sets TOP to 0 and fills the exponent of the register it writes with ones (SDM vol. 1 §9.2).
 
 use super::Translator;
-use super::simd::LEAVE_RAISE;
+use super::translator::LEAVE_RAISE;
 use super::vector_form::Form;
 use super::vector_mem::string_destination;
 use crate::x86::cpu::Cpu;

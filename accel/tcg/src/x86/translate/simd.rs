@@ -6,6 +6,7 @@
 //! memory accesses depend on data ([`super::vector_mem`]), those with implicit general registers, and
 //! MXCSR.
 
+use super::translator::LEAVE_RAISE;
 use super::vector_form::{Form, Kind, NO_OP, form};
 use super::{Translator, mmx, vector_mem};
 use crate::x86::cpu::global;
@@ -19,10 +20,6 @@ use iced_x86::{Instruction, OpKind, RoundingControl};
 use tandem_jit::ir::{
     Cond, Encoding, Exit, ExitHint, ExitKind, NativeReg, Op, PTR_READ, PTR_WRITE, Val, Width,
 };
-
-/// Leave code: the instruction at the pc global raises the exception whose vector is in the low 8
-/// bits, with error code 0 if it has one.
-pub const LEAVE_RAISE: u32 = 0x100;
 
 /// Translates `insn` if it is a vector instruction.
 pub fn translate(t: &mut Translator, insn: &Instruction) -> bool {

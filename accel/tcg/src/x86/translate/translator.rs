@@ -13,6 +13,9 @@ pub const LEAVE_LOOP: u32 = 1;
 
 /// Leave code: an instruction has completed with TF set; a #DB trap follows.
 pub const LEAVE_STEP: u32 = 4;
+/// Leave code: the instruction at the pc global raises the exception whose vector is in the low 8
+/// bits, with error code 0 if it has one.
+pub const LEAVE_RAISE: u32 = 0x100;
 
 /// One translation in progress.
 pub struct Translator<'a> {
