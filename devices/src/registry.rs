@@ -328,6 +328,16 @@ impl fmt::Debug for DeviceType {
 }
 
 impl DeviceType {
+    /// The name without what says the bus; the name itself if nothing does.
+    fn short_name(&self) -> &'static str {
+        let short = match self.bus {
+            BusKind::Pci => self.name.strip_suffix("-pci"),
+            BusKind::Isa => self.name.strip_prefix("isa-"),
+            BusKind::System => None,
+        };
+        short.unwrap_or(self.name)
+    }
+
     /// All properties, its own first.
     pub fn properties(&self) -> impl Iterator<Item = &'static Property> {
         let pci = if self.bus == BusKind::Pci { COMMON_PCI } else { &[] };
@@ -394,14 +404,9 @@ pub fn types() -> Vec<&'static DeviceType> {
 /// The type called `name`; also without `-pci` at the end or `isa-` at the start.
 pub fn find(name: &str) -> Result<&'static DeviceType, DeviceFault> {
     let all = types();
-    let short = |t: &&DeviceType| match t.bus {
-        BusKind::Pci => t.name.strip_suffix("-pci") == Some(name),
-        BusKind::Isa => t.name.strip_prefix("isa-") == Some(name),
-        BusKind::System => false,
-    };
     let exact = all.iter().copied().find(|t| t.name == name);
-    exact.or_else(|| all.iter().copied().find(short)).ok_or_else(|| {
-        let names: Vec<_> = all.iter().map(|t| t.name).collect();
+    exact.or_else(|| all.iter().copied().find(|t| t.short_name() == name)).ok_or_else(|| {
+        let names: Vec<_> = all.iter().flat_map(|t| [t.name, t.short_name()]).collect();
         DeviceFault::new(
             format!("there is no device '{name}'"),
             suggest_or(name, &names, || "list the devices with --device help".into()),
@@ -549,6 +554,7 @@ mod tests {
         assert!(said[0].contains("did you mean 'iobase'?"));
         assert!(said[2].contains("did you mean 'fast'?"));
         assert_eq!(find("virtio-rng").unwrap().name, "virtio-rng-pci");
+        assert!(find("virtio-rmg").unwrap_err().remedy.contains("'virtio-rng'"));
         let f = check("registry-tets", &[]).unwrap_err();
         assert!(f[0].to_string().contains("did you mean 'registry-test'?"));
     }
