@@ -15,7 +15,7 @@ pub fn choose(config: &VmConfig) -> std::result::Result<Arc<dyn AccelOps>, Failu
     for entry in &config.accel {
         let made = match entry {
             Accel::Auto => return auto(config),
-            Accel::Kvm => kvm(config),
+            Accel::Kvm => kvm(),
             Accel::Tcg(options) => tcg(config, options),
         };
         match made {
@@ -33,7 +33,7 @@ pub fn choose(config: &VmConfig) -> std::result::Result<Arc<dyn AccelOps>, Failu
 }
 
 fn auto(config: &VmConfig) -> std::result::Result<Arc<dyn AccelOps>, Failure> {
-    match kvm(config) {
+    match kvm() {
         Ok(accel) => {
             log::note(&"running on kvm, as /dev/kvm works");
             Ok(accel)
@@ -46,10 +46,49 @@ fn auto(config: &VmConfig) -> std::result::Result<Arc<dyn AccelOps>, Failure> {
     }
 }
 
-fn kvm(_config: &VmConfig) -> Result<Arc<dyn AccelOps>> {
+#[cfg(feature = "kvm")]
+fn kvm() -> Result<Arc<dyn AccelOps>> {
+    Ok(tandem_kvm::KvmAccel::new()?)
+}
+
+#[cfg(not(feature = "kvm"))]
+fn kvm() -> Result<Arc<dyn AccelOps>> {
     Err(Error::new("this tandem was built without KVM"))
 }
 
+#[cfg(feature = "tcg")]
+fn tcg(config: &VmConfig, options: &TcgOptions) -> Result<Arc<dyn AccelOps>> {
+    use crate::config::accel::{TcgBackend, TcgThreads};
+    use tandem_accel::clock::Clock;
+    use tandem_tcg::log::{Items, NAMES};
+    use tandem_tcg::{BackendKind, TcgAccel};
+
+    if options.thread == TcgThreads::Single && config.smp.cpus > 1 {
+        return Err(Error::new("tcg cannot yet run several vCPUs on one thread")
+            .remedy("leave out thread=single, or use --smp 1"));
+    }
+    let mut made = tandem_tcg::TcgOptions {
+        backend: match options.backend {
+            TcgBackend::Jit => BackendKind::Jit,
+            TcgBackend::Interp => BackendKind::Interp,
+        },
+        one_insn_per_tb: options.one_insn_per_tb,
+        ..tandem_tcg::TcgOptions::default()
+    };
+    if let Some(mib) = options.tb_size {
+        made.code_bytes = (mib as usize) << 20;
+    }
+    let items = config.log.items.iter();
+    made.log.items = items
+        .filter_map(|name| NAMES.iter().find(|(n, ..)| n == name))
+        .fold(Items::empty(), |all, (_, item, _)| all | *item);
+    made.log.file.clone_from(&config.log.file);
+    made.log.filter =
+        config.log.filter.iter().map(|&(at, len)| at..=at.saturating_add(len - 1)).collect();
+    Ok(TcgAccel::new(made, Clock::new())?)
+}
+
+#[cfg(not(feature = "tcg"))]
 fn tcg(_config: &VmConfig, _options: &TcgOptions) -> Result<Arc<dyn AccelOps>> {
     Err(Error::new("this tandem was built without TCG"))
 }

@@ -9,7 +9,7 @@
 //!   sentence that names the thing and the remedy, and it changes nothing on the host.
 //! * Text becomes data in [`parse`]; the pieces have the same spelling in every front end.
 
-mod accel;
+pub mod accel;
 mod fault;
 pub mod parse;
 mod size;

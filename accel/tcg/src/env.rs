@@ -47,6 +47,8 @@ pub struct Core {
     pub exit_ref: u64,
     /// The vCPU that this `Env` belongs to: a `*mut crate::exec::Vcpu`, valid while code runs.
     pub vcpu: *mut (),
+    /// Flushes of all code that the jump cache has followed.
+    pub flushes_seen: u64,
     /// Bounce buffer of the pending pointer access, and where it goes back to.
     pub bounce_buf: BounceBuf,
     /// Vector registers.

@@ -518,9 +518,8 @@ impl CpuIntc for Lapic {
 
     fn reset(&self) {
         self.with(|s| {
-            // The wire and the TSC are not ours to reset.
-            let (lint0, tsc_offset) = (s.lint0, s.tsc_offset);
-            *s = LapicState { lint0, tsc_offset, ..LapicState::new(self.id, self.bsp) };
+            let lint0 = s.lint0;
+            *s = LapicState { lint0, ..LapicState::new(self.id, self.bsp) };
             self.rearm(s);
         });
     }

@@ -1,5 +1,30 @@
 //! Execution: the vCPU object, the loop that looks blocks up, runs them and delivers what is
 //! pending, and the threads.
+//!
+//! ```text
+//!   ┌──► interrupts due? deliver ──► find block at RIP ──► run generated code ──► left: why? ──┐
+//!   │                                  │ none: translate                                        │
+//!   └───────────────◄── link exit · deliver fault · halt · page check failed ◄──────────────────┘
+//! ```
+//! Generated code stays inside itself as long as it can: linked exits, the jump cache and
+//! [`lookup_from_code`] do not come back to the loop.
 
+mod find;
+mod run;
+mod shared;
 mod vcpu;
+
+pub use find::lookup_from_code;
+pub use run::Runner;
+pub use shared::{Doorbell, Shared};
 pub use vcpu::Vcpu;
+
+/// Codes with which blocks leave to the loop by themselves.
+pub mod leave {
+    /// Look at everything anew: mode, interrupts, RIP.
+    pub const LOOP: u32 = 1;
+    /// HLT.
+    pub const HALT: u32 = 2;
+    /// A debug event for the machine.
+    pub const DEBUG: u32 = 3;
+}

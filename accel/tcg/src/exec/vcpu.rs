@@ -1,14 +1,19 @@
 //! What a vCPU owns besides its `Env`: the outside world as helpers reach it.
 
+use super::find::Engine;
+use super::shared::{Doorbell, Shared};
 use crate::softmmu::PAGE_MASK;
-use crate::softmmu::phys::{self, PhysMap, Ram};
+use crate::softmmu::phys::{self, Ram};
 use crate::tb::TbCache;
+use crate::x86::Env;
+use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use tandem_accel::bus::IoBus;
 use tandem_accel::clock::Clock;
 use tandem_accel::irq::CpuIntc;
+use tandem_accel::vcpu::VcpuSpec;
 use tandem_accel::x86::cpuid::CpuidTable;
+use tandem_jit::target::Target;
 
 /// Reached from helpers through [`crate::x86::Env::vcpu`].
 pub struct Vcpu {
@@ -28,15 +33,57 @@ pub struct Vcpu {
     pub clock: Arc<Clock>,
     /// RAM and ROM, sorted by address.
     pub ram: Arc<[Ram]>,
-    /// Where `ram` came from.
-    pub phys: Arc<PhysMap>,
+    /// What all vCPUs share.
+    pub shared: Arc<Shared>,
     /// The machine's translation blocks.
     pub tbs: Arc<TbCache>,
-    /// Set by a kick; taken by the execution loop.
-    pub kicked: Arc<AtomicBool>,
+    /// What code is compiled for.
+    pub target: Arc<Target>,
+    /// How other threads get this vCPU's attention.
+    pub bell: Arc<Doorbell>,
+    /// One guest instruction per block.
+    pub one_insn: bool,
+    /// Come back to the loop after every block.
+    pub nochain: bool,
+    /// Translation state.
+    pub(super) engine: RefCell<Engine>,
 }
 
 impl Vcpu {
+    /// The outside world of the vCPU that `spec` describes.
+    pub fn new(
+        spec: &VcpuSpec,
+        clock: Arc<Clock>,
+        ram: Arc<[Ram]>,
+        shared: Arc<Shared>,
+        tbs: Arc<TbCache>,
+        target: Arc<Target>,
+        bell: Arc<Doorbell>,
+        one_insn: bool,
+        nochain: bool,
+    ) -> Vcpu {
+        Vcpu {
+            index: spec.index,
+            apic_id: spec.apic_id,
+            cpuid: spec.cpuid.clone(),
+            tsc_hz: spec.tsc_hz,
+            bus: spec.bus.clone(),
+            intc: spec.intc.clone(),
+            clock,
+            ram,
+            shared,
+            engine: Engine::new(tbs.backend.compiler()),
+            tbs,
+            target,
+            bell,
+            one_insn,
+            nochain: nochain || one_insn,
+        }
+    }
+    /// Whether every block must come back to the loop.
+    pub fn leaves_always(&self) -> bool {
+        self.nochain
+    }
     /// Whether `gpa` is in this vCPU's local APIC page (and the page is in xAPIC mode).
     pub fn is_apic_page(&self, gpa: u64) -> bool {
         self.intc.as_ref().is_some_and(|i| {
@@ -44,12 +91,6 @@ impl Vcpu {
             // Bit 11 enables the APIC, bit 10 selects x2APIC (no MMIO).
             base & 0xc00 == 0x800 && (base ^ gpa) & 0x000f_ffff_ffff_f000 == 0
         })
-    }
-    /// Marks written guest physical bytes in the dirty log, without telling the code watch.
-    pub fn mark_dirty(&self, gpa: u64, len: usize) {
-        if let Some(r) = phys::find(&self.ram, gpa) {
-            r.bits.mark_quiet((gpa - r.gpa) as usize, len);
-        }
     }
     /// A load from guest physical memory that is not RAM.
     pub fn mmio_read(&self, gpa: u64, data: &mut [u8]) {
@@ -63,6 +104,23 @@ impl Vcpu {
         match &self.intc {
             Some(i) if self.is_apic_page(gpa) => i.write_mmio(gpa & PAGE_MASK, data),
             _ => self.bus.mmio_write(gpa, data),
+        }
+    }
+    /// Marks written guest physical bytes in the dirty log, without telling the code watch.
+    pub fn mark_dirty(&self, gpa: u64, len: usize) {
+        if let Some(r) = phys::find(&self.ram, gpa) {
+            r.bits.mark_quiet((gpa - r.gpa) as usize, len);
+        }
+    }
+}
+
+impl Env {
+    /// Handles the notes other threads (or this one) have left for this vCPU.
+    pub(crate) fn process_mail(&mut self) {
+        for note in self.vcpu().bell.take_mail() {
+            for t in &mut self.tlb {
+                t.watch_phys(note.ppage, note.on);
+            }
         }
     }
 }

@@ -240,22 +240,19 @@ impl TbCache {
         writes
     }
 
-    /// The guest pc that exit `from` leads to, if it is a `Goto` of a valid block.
-    pub fn exit_target(&self, from: ExitRef) -> Option<u64> {
-        let inner = self.lock();
-        let tb = inner.get(from.tag())?;
-        tb.exits.get(from.index()).copied().flatten().map(|e| e.0)
-    }
-
-    /// Makes exit `from` jump straight to block `to`, if both are still valid.
+    /// Makes exit `from` jump straight to block `to`, if both are still valid and `to` is where the
+    /// exit leads (an interrupt may have come between).
     pub fn link(&self, from: ExitRef, to: Found) {
         let mut inner = self.lock();
-        let Some(tb) = inner.get(from.tag()) else { return };
-        let (Some(Some((_, same_page))), Some(Some(site))) =
+        let (Some(tb), Some(target)) = (inner.get(from.tag()), inner.get(to.tag)) else { return };
+        let (Some(Some((pc, same_page))), Some(Some(site))) =
             (tb.exits.get(from.index()).copied(), tb.compiled.exits.get(from.index()).copied())
         else {
             return;
         };
+        if (TbKey { rip: pc, ..tb.key }) != target.key {
+            return;
+        }
         // The target's first page is the exit's page; a second page needs its own check.
         let entry = if same_page && to.page2.is_none() { to.linked } else { to.checked };
         let Some(target) = inner.get_mut(to.tag) else { return };

@@ -1,0 +1,271 @@
+//! From a guest pc to runnable code: the physical address of the code, the block table, translation.
+
+use super::Vcpu;
+use crate::log;
+use crate::softmmu::access::code_map_slot;
+use crate::softmmu::{PAGE_MASK, phys};
+use crate::tb::{Found, Range, TbKey};
+use crate::x86::Env;
+use crate::x86::exception::Exception;
+use crate::x86::mode::{MMU_KERNEL_SMAP, MMU_USER, Mode};
+use crate::x86::paging::{self, Access};
+use crate::x86::translate::{self, CodeFetch, Limits};
+use std::cell::RefCell;
+use tandem_jit::code::{CompileError, Compiler};
+use tandem_jit::ir::{Block, CodePage};
+use tandem_jit::opt;
+
+/// Most guest instructions in a block.
+const MAX_INSNS: u32 = 64;
+/// Entries of the code TLB.
+const CODE_TLB: usize = 256;
+
+/// A translation of a code page, valid while the code map holds `id` in its slot.
+#[derive(Clone, Copy, Default)]
+struct CodeTlbEntry {
+    /// Virtual page, with bit 0 set for user mode.
+    vpage: u64,
+    ppage: u64,
+    id: u32,
+}
+
+/// What a vCPU needs to translate: the compiler with its reused allocations, and the code TLB.
+pub struct Engine {
+    compiler: Box<dyn Compiler>,
+    block: Block,
+    passes: opt::Passes,
+    code_tlb: [CodeTlbEntry; CODE_TLB],
+    /// Guest pages and physical ranges of the translation in progress.
+    pages: Vec<(u64, u64, u64)>,
+}
+
+impl Engine {
+    /// An engine around a compiler.
+    pub fn new(compiler: Box<dyn Compiler>) -> RefCell<Engine> {
+        RefCell::new(Engine {
+            compiler,
+            block: Block::default(),
+            passes: opt::Passes::default(),
+            code_tlb: [CodeTlbEntry::default(); CODE_TLB],
+            pages: Vec::new(),
+        })
+    }
+}
+
+/// Why no code was found.
+pub enum NoCode {
+    /// Fetching faults; deliver this.
+    Fault(Exception),
+    /// Code memory is full: flush everything first.
+    Full,
+}
+
+fn mode_of(env: &Env) -> Mode {
+    Mode::from_bits_retain(env.core.mode)
+}
+
+/// The linear address of `rip`.
+fn linear(env: &Env, rip: u64) -> u64 {
+    if mode_of(env).contains(Mode::CODE64) {
+        rip
+    } else {
+        env.cpu.seg_base[tandem_accel::x86::seg::CS].wrapping_add(rip) & 0xffff_ffff
+    }
+}
+
+/// The physical page of a code page; afterwards the code map says that this translation is valid.
+fn code_page(env: &mut Env, engine: &mut Engine, addr: u64) -> Result<(u64, u32), Exception> {
+    let user = mode_of(env).cpl() == 3;
+    let vpage = addr & !PAGE_MASK | u64::from(user);
+    let slot = code_map_slot(addr);
+    let e = engine.code_tlb[slot % CODE_TLB];
+    if e.vpage == vpage && e.id != 0 && env.core.code_map[slot] == e.id {
+        return Ok((e.ppage, e.id));
+    }
+    let mmu = if user { MMU_USER } else { MMU_KERNEL_SMAP };
+    let ppage = paging::walk(env, addr, Access::Fetch, mmu)?.phys & !PAGE_MASK;
+    let id = env.vcpu().tbs.page_id(vpage, ppage);
+    engine.code_tlb[slot % CODE_TLB] = CodeTlbEntry { vpage, ppage, id };
+    env.core.code_map[slot] = id;
+    Ok((ppage, id))
+}
+
+/// Finds or makes the block at `rip` in the present mode. `limit` bounds its guest instructions.
+pub fn find(env: &mut Env, engine: &mut Engine, rip: u64, one: bool) -> Result<Found, NoCode> {
+    let key = TbKey {
+        rip,
+        cs_base: env.cpu.seg_base[tandem_accel::x86::seg::CS],
+        mode: env.core.mode | if one { Mode::ONE_INSN.bits() } else { 0 },
+    };
+    let addr = linear(env, rip);
+    let (ppage, _) = code_page(env, engine, addr).map_err(NoCode::Fault)?;
+    let phys = ppage | addr & PAGE_MASK;
+    if let Some(f) = env.vcpu().tbs.find(key, phys) {
+        match f.page2 {
+            None => return Ok(f),
+            Some((vpage, ppage)) => {
+                // A fault on the second page is none yet: the block may end before it.
+                if code_page(env, engine, vpage).is_ok_and(|(p, _)| p == ppage) {
+                    return Ok(f);
+                }
+            }
+        }
+    }
+    translate(env, engine, key, phys)
+}
+
+struct Fetch<'a> {
+    env: &'a mut Env,
+    engine_pages: &'a mut Vec<(u64, u64, u64)>,
+    walk: &'a mut dyn FnMut(&mut Env, u64) -> Result<u64, Exception>,
+}
+
+impl CodeFetch for Fetch<'_> {
+    fn fetch(&mut self, linear: u64, buf: &mut [u8]) -> Result<usize, Exception> {
+        let vpage = linear & !PAGE_MASK;
+        let ppage = match self.engine_pages.iter().find(|p| p.0 == vpage) {
+            Some(p) => p.1,
+            None => {
+                let ppage = (self.walk)(self.env, linear)?;
+                let writes = self.env.vcpu().tbs.watch_page(ppage);
+                self.env.process_mail();
+                self.engine_pages.push((vpage, ppage, writes));
+                ppage
+            }
+        };
+        let n = ((PAGE_MASK + 1 - (linear & PAGE_MASK)) as usize).min(buf.len());
+        let gpa = ppage | linear & PAGE_MASK;
+        match phys::find(&self.env.vcpu().ram, gpa) {
+            // SAFETY: n bytes from gpa lie inside the page and so inside the region, which stays
+            // mapped while vCPUs run.
+            Some(r) => unsafe {
+                let p = (r.host as u64 + (gpa - r.gpa)) as *const u8;
+                std::ptr::copy_nonoverlapping(p, buf.as_mut_ptr(), n);
+            },
+            None => {
+                for (i, b) in buf[..n].iter_mut().enumerate() {
+                    self.env.vcpu().mmio_read(gpa + i as u64, std::slice::from_mut(b));
+                }
+            }
+        }
+        Ok(n)
+    }
+}
+
+fn translate(env: &mut Env, engine: &mut Engine, key: TbKey, phys: u64) -> Result<Found, NoCode> {
+    loop {
+        if let Some(f) = translate_once(env, engine, key, phys)? {
+            return Ok(f);
+        }
+    }
+}
+
+/// One attempt; `None` if the code was written meanwhile.
+fn translate_once(
+    env: &mut Env,
+    engine: &mut Engine,
+    key: TbKey,
+    phys: u64,
+) -> Result<Option<Found>, NoCode> {
+    let mut block = std::mem::take(&mut engine.block);
+    let mut pages = std::mem::take(&mut engine.pages);
+    let r = translate_into(env, engine, key, phys, &mut block, &mut pages);
+    engine.block = block;
+    engine.pages = pages;
+    r
+}
+
+fn translate_into(
+    env: &mut Env,
+    engine: &mut Engine,
+    key: TbKey,
+    phys: u64,
+    block: &mut Block,
+    pages: &mut Vec<(u64, u64, u64)>,
+) -> Result<Option<Found>, NoCode> {
+    pages.clear();
+    let first = linear(env, key.rip) & !PAGE_MASK;
+    let end = {
+        let mut walk = |env: &mut Env, addr: u64| code_page(env, engine, addr).map(|p| p.0);
+        let mut fetch = Fetch { env, engine_pages: pages, walk: &mut walk };
+        let one = Mode::from_bits_retain(key.mode).contains(Mode::ONE_INSN);
+        let limits = Limits { max_insns: if one { 1 } else { MAX_INSNS } };
+        let guest = translate::TbKey {
+            rip: key.rip,
+            cs_base: key.cs_base,
+            mode: Mode::from_bits_retain(key.mode),
+        };
+        translate::translate(&mut fetch, guest, limits, block).map_err(NoCode::Fault)?
+    };
+    // Only pages that bytes were taken from count; a fetch may have looked further.
+    let mut ranges: Vec<Range> = Vec::with_capacity(end.ranges().len());
+    for r in end.ranges() {
+        let (mut at, mut left) = (r.linear, r.len);
+        while left > 0 {
+            let n = left.min((PAGE_MASK + 1 - (at & PAGE_MASK)) as u32);
+            if let Some(p) = pages.iter().find(|p| p.0 == at & !PAGE_MASK) {
+                ranges.push(Range { gpa: p.1 | at & PAGE_MASK, len: n });
+            }
+            at += u64::from(n);
+            left -= n;
+        }
+    }
+    let page2 = pages
+        .iter()
+        .filter(|p| p.0 != first)
+        .find(|p| ranges.iter().any(|r| r.gpa & !PAGE_MASK == p.1))
+        .map(|p| (p.0, p.1));
+    for vpage in [Some(first), page2.map(|p| p.0)].into_iter().flatten() {
+        let (_, id) = code_page(env, engine, vpage).map_err(NoCode::Fault)?;
+        block.pages.push(CodePage { slot: code_map_slot(vpage) as u32, id });
+    }
+    // The word behind the map is the mode.
+    block.pages.push(CodePage {
+        slot: crate::env::CODE_MAP_LEN as u32,
+        id: key.mode & !Mode::ONE_INSN.bits(),
+    });
+    log::translated(env, key, pages, &ranges, block);
+    engine.passes.run(block, &env.vcpu().target);
+    log::optimised(block, &env.vcpu().target);
+    let tbs = env.vcpu().tbs.clone();
+    let tag = tbs.reserve(key, phys);
+    let compiled = match engine.compiler.compile(block, tag) {
+        Ok(c) => c,
+        Err(CompileError::ArenaFull) => return Err(NoCode::Full),
+        Err(e) => {
+            // A block is bounded in instructions; if it still does not fit, go by single ones.
+            ::log::error!("block at {:#x}: {e}", key.rip);
+            return Err(NoCode::Fault(Exception::UD));
+        }
+    };
+    log::compiled(&tbs, &compiled);
+    let seen: Vec<(u64, u64)> = pages.iter().map(|p| (p.1, p.2)).collect();
+    Ok(tbs.insert(key, phys, page2, ranges, end.insns, block, tag, compiled, &seen))
+}
+
+/// Jump-cache miss in generated code: the checked entry of the block at `pc`, entered into the jump
+/// cache, or 0 to go back to the loop.
+pub fn lookup_from_code(env: &mut Env, pc: u64) -> u64 {
+    if env.vcpu().leaves_always() {
+        return 0;
+    }
+    let vcpu: *const Vcpu = env.vcpu();
+    // SAFETY: the vCPU outlives the call (it owns the thread we are on); going through a raw pointer
+    // only separates its lifetime from that of the `env` borrow.
+    let Ok(mut engine) = (unsafe { &*vcpu }).engine.try_borrow_mut() else { return 0 };
+    match find(env, &mut engine, pc, false) {
+        Ok(f) => {
+            env.enter_jump_cache(pc, f.checked.0);
+            f.checked.0
+        }
+        Err(_) => 0,
+    }
+}
+
+impl Env {
+    fn enter_jump_cache(&mut self, pc: u64, code: u64) {
+        let bits = crate::env::JMP_CACHE_BITS;
+        let i = (pc ^ pc >> bits) as usize & ((1 << bits) - 1);
+        self.core.jmp_cache[i] = crate::env::JmpEntry { pc, code };
+    }
+}

@@ -1,0 +1,221 @@
+//! The execution loop of one vCPU.
+
+use super::find::{self, NoCode};
+use super::{Vcpu, leave};
+use crate::log;
+use crate::softmmu::NO_TAG;
+use crate::tb::SMC_RETRY;
+use crate::x86::exception::{Exception, vector};
+use crate::x86::interrupt::{self, Outcome, Poll};
+use crate::x86::mode::Mode;
+use crate::x86::{Env, state};
+use std::sync::atomic::Ordering;
+use tandem_accel::vcpu::{StopReason, VcpuExit, VcpuRunner};
+use tandem_accel::x86::X86State;
+use tandem_accel::{Error, Result};
+use tandem_jit::code::{EnvMem, ExitRef};
+use tandem_jit::target::{
+    LEAVE_CHAIN, LEAVE_FAULT, LEAVE_LOOKUP, LEAVE_PAGE, LEAVE_REQUEST, LEAVE_TRAP,
+};
+
+/// Runs one vCPU; lives on its thread.
+pub struct Runner {
+    mem: EnvMem,
+    vcpu: Box<Vcpu>,
+    phys_generation: u64,
+}
+
+impl Runner {
+    /// A vCPU in the given state.
+    pub fn new(mem: EnvMem, vcpu: Box<Vcpu>, initial: &X86State) -> Result<Runner> {
+        let mut r = Runner { mem, vcpu, phys_generation: 0 };
+        let vcpu: *mut Vcpu = &mut *r.vcpu;
+        let env = r.env();
+        env.core.vcpu = vcpu.cast();
+        env.tlb_init();
+        env.vcpu().bell.connect(&env.core);
+        state::load(env, initial)?;
+        env.core.mode = Mode::of(&env.cpu).bits();
+        Ok(r)
+    }
+
+    fn env(&mut self) -> &mut Env {
+        // SAFETY: the memory holds an `Env` (zeroed memory is a valid one: plain integers and
+        // arrays), owned by self, and generated code is not running while Rust code of the loop is.
+        unsafe { &mut *self.mem.as_ptr().cast::<Env>() }
+    }
+
+    /// Delivers an exception; a triple fault stops the vCPU.
+    fn deliver(&mut self, e: Exception) -> Option<VcpuExit> {
+        let env = self.env();
+        log::exception(env, &e);
+        match env.between_blocks(|env| interrupt::deliver_exception(env, e)) {
+            Outcome::Delivered => None,
+            Outcome::TripleFault => Some(VcpuExit::Stop(StopReason::TripleFault)),
+        }
+    }
+
+    /// Runs the single instruction at RIP in a block of its own, after a write to code stopped it.
+    fn restart(&mut self) -> Option<VcpuExit> {
+        self.env().core.restarting = 1;
+        let exit = self.step(None, true).err();
+        self.env().core.restarting = 0;
+        exit
+    }
+
+    /// One round: find the block at RIP (linking `from` to it), run, handle why it left. Returns the
+    /// exit to link to the next block. `Err` ends the run.
+    fn step(
+        &mut self,
+        from: Option<ExitRef>,
+        one: bool,
+    ) -> std::result::Result<Option<ExitRef>, VcpuExit> {
+        let (mem, vcpu): (*mut Env, *const Vcpu) = (self.mem.as_ptr().cast(), &*self.vcpu);
+        // SAFETY: both are owned by self and outlive this function; `env` is the only reference to
+        // the Env in here, given up before generated code runs.
+        let (env, vcpu) = unsafe { (&mut *mem, &*vcpu) };
+        let rip = env.cpu.rip;
+        // Held from before the look-up, so that no flush takes the found code away.
+        let running = vcpu.shared.running();
+        env.notice_flush();
+        let found = {
+            let mut engine = vcpu.engine.borrow_mut();
+            find::find(env, &mut engine, rip, one || vcpu.one_insn)
+        };
+        let found = match found {
+            Ok(f) => f,
+            Err(NoCode::Fault(e)) => return self.deliver(e).map_or(Ok(None), Err),
+            Err(NoCode::Full) => {
+                drop(running);
+                vcpu.shared.flush_code(|| vcpu.tbs.flush());
+                return Ok(None);
+            }
+        };
+        if let Some(from) = from.filter(|_| !one && !vcpu.leaves_always()) {
+            vcpu.tbs.link(from, found);
+        }
+        log::enter(env, &found);
+        // SAFETY: `mem` was made by this back end; the code came from its compiler and cannot be
+        // reset while we hold the running guard.
+        let code = unsafe { vcpu.tbs.backend.run(mem.cast(), found.checked) };
+        drop(running);
+        self.left(code)
+    }
+
+    fn left(&mut self, code: u32) -> std::result::Result<Option<ExitRef>, VcpuExit> {
+        let env = self.env();
+        match code {
+            LEAVE_CHAIN => return Ok(Some(ExitRef(env.core.exit_ref))),
+            LEAVE_LOOKUP | LEAVE_PAGE | LEAVE_REQUEST | leave::LOOP => {}
+            leave::HALT => {}
+            leave::DEBUG => return Err(VcpuExit::Stop(StopReason::Debug)),
+            LEAVE_FAULT => {
+                env.core.fault = 0;
+                env.core.bounce = 0;
+                let e = env.cpu.exception;
+                let exit = if e.vector == SMC_RETRY { self.restart() } else { self.deliver(e) };
+                return exit.map_or(Ok(None), Err);
+            }
+            LEAVE_TRAP => {
+                let e = match env.core.fault {
+                    0 => Exception::plain(vector::DE),
+                    _ => Exception::plain(vector::XM),
+                };
+                env.core.fault = 0;
+                return self.deliver(e).map_or(Ok(None), Err);
+            }
+            _ => {
+                return Err(VcpuExit::Stop(StopReason::AccelError(Error::new(format!(
+                    "generated code left with the unknown code {code:#x} at rip {:#x}",
+                    env.cpu.rip
+                )))));
+            }
+        }
+        Ok(None)
+    }
+
+    fn refresh_ram(&mut self) {
+        if self.vcpu.shared.phys.generation() != self.phys_generation {
+            let (ram, generation) = self.vcpu.shared.phys.snapshot();
+            self.vcpu.ram = ram;
+            self.phys_generation = generation;
+            let vcpu: *mut Vcpu = &mut *self.vcpu;
+            let env = self.env();
+            env.core.vcpu = vcpu.cast();
+            env.tlb_flush_all();
+        }
+    }
+}
+
+// SAFETY: a Runner owns its Env memory and its Vcpu; the raw pointers between them move with it. It
+// is built on one thread and then used on one other.
+unsafe impl Send for Runner {}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        self.vcpu.bell.disconnect();
+    }
+}
+
+impl Env {
+    /// Runs system code that belongs to no instruction of a block: what it writes over code need not
+    /// restart anything.
+    fn between_blocks<R>(&mut self, f: impl FnOnce(&mut Env) -> R) -> R {
+        let before = std::mem::replace(&mut self.core.restarting, 1);
+        let r = f(self);
+        self.core.restarting = before;
+        r
+    }
+
+    /// Clears the jump cache if all code has been dropped since the last look.
+    fn notice_flush(&mut self) {
+        let n = self.vcpu().shared.flushes();
+        if self.core.flushes_seen != n {
+            self.core.flushes_seen = n;
+            for e in &mut self.core.jmp_cache {
+                e.pc = NO_TAG;
+            }
+        }
+    }
+}
+
+impl VcpuRunner for Runner {
+    fn run(&mut self) -> VcpuExit {
+        self.refresh_ram();
+        let mut from = None;
+        loop {
+            let env = self.env();
+            if env.core.exit_request.swap(0, Ordering::AcqRel) != 0 {
+                env.process_mail();
+                from = None;
+                if env.vcpu().bell.kicked.swap(false, Ordering::AcqRel) {
+                    // Let the vCPU loop see its commands; the interrupt, if that is why, is taken
+                    // on the next run.
+                    return VcpuExit::Kicked;
+                }
+            }
+            let one = match env.between_blocks(interrupt::poll) {
+                Poll::Run => false,
+                Poll::RunOne => true,
+                Poll::Idle => return VcpuExit::Halted,
+                Poll::TripleFault => return VcpuExit::Stop(StopReason::TripleFault),
+            };
+            match self.step(from.take(), one) {
+                Ok(next) => from = next,
+                Err(exit) => return exit,
+            }
+        }
+    }
+
+    fn state(&mut self) -> Result<X86State> {
+        Ok(state::save(self.env()))
+    }
+
+    fn set_state(&mut self, s: &X86State) -> Result<()> {
+        let env = self.env();
+        state::load(env, s)?;
+        env.tlb_flush_all();
+        env.core.mode = Mode::of(&env.cpu).bits();
+        Ok(())
+    }
+}
