@@ -110,8 +110,9 @@ fn unknown_flags_are_usage_errors_with_a_suggestion() {
 
 #[test]
 fn a_fault_leaves_the_terminal_as_it_was() {
-    let mut t = vm::pty::Terminal::start(&mut vm::run(&["--kernel", "/nonexistent/k"]));
+    let mut t = vm::pty::Terminal::prepare();
     let before = t.modes();
+    t.spawn(&mut run(&["--kernel", "/nonexistent/k"]));
     let status = t.wait(LIMIT);
     assert_eq!(status.code(), Some(2));
     assert_eq!(t.modes(), before);

@@ -1,11 +1,14 @@
 //! Driving the built `tandem` from the outside.
 #![allow(dead_code)] // each test binary uses its part
 
+pub mod flat;
 pub mod pty;
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// The built binary.
@@ -56,6 +59,35 @@ pub fn guest_file(name: &str) -> Option<PathBuf> {
         .map(PathBuf::from)
         .or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cache")))?;
     Some(cache.join("tandem/guests").join(name)).filter(|p| p.exists())
+}
+
+/// Why an accelerator does not work here; found out once per test binary.
+pub fn unusable(accel: &str) -> Option<String> {
+    static KNOWN: Mutex<BTreeMap<String, Option<String>>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap();
+    if let Some(answer) = known.get(accel) {
+        return answer.clone();
+    }
+    let dir = Dir::new(&format!("probe-{}", accel.replace(',', "-")));
+    // A guest that ends by a triple fault, status 4, as soon as it runs.
+    let image = dir.file("guest", &flat::Flat::default().triple_fault().0);
+    let words = ["--accel", accel, "--kernel", &image, "--kernel-format", "flat", "-m", "16M"];
+    let out = finish(&mut run(&words), Duration::from_secs(60));
+    let answer = match out.status.code() {
+        Some(4) => None,
+        _ => Some(text(&out.stderr).trim().to_string()),
+    };
+    known.insert(accel.into(), answer.clone());
+    answer
+}
+
+/// An accelerator that works here; says so if there is none.
+pub fn any_accelerator() -> Option<&'static str> {
+    let found = ["tcg", "kvm"].into_iter().find(|a| unusable(a).is_none());
+    if found.is_none() {
+        skip("no accelerator works here");
+    }
+    found
 }
 
 /// Waits for the end, at most `limit`; a child that is still there then is killed and the test

@@ -8,18 +8,18 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// A program whose controlling terminal is ours.
+/// A terminal, and the program in it.
 pub struct Terminal {
     master: File,
     slave: OwnedFd,
-    pub child: Child,
+    child: Option<Child>,
     /// All it has written.
     pub seen: String,
 }
 
 impl Terminal {
-    /// Starts `command` with the terminal as its standard input, output and error.
-    pub fn start(command: &mut Command) -> Terminal {
+    /// A terminal with nothing in it.
+    pub fn prepare() -> Terminal {
         let (mut master, mut slave) = (0, 0);
         use std::ptr::{null, null_mut};
         // SAFETY: the two integers are filled in; the other arguments may be null.
@@ -27,6 +27,12 @@ impl Terminal {
         assert_eq!(ok, 0, "openpty: {}", std::io::Error::last_os_error());
         // SAFETY: fresh descriptors that nobody else owns.
         let (master, slave) = unsafe { (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
+        Terminal { master, slave, child: None, seen: String::new() }
+    }
+
+    /// Starts `command` with the terminal as its standard input, output and error.
+    pub fn spawn(&mut self, command: &mut Command) {
+        let slave = &self.slave;
         let end = || Stdio::from(slave.try_clone().expect("a descriptor"));
         command.stdin(end()).stdout(end()).stderr(end());
         // SAFETY: both calls are async-signal-safe. A session of its own makes the terminal the
@@ -38,8 +44,16 @@ impl Terminal {
                 Ok(())
             });
         }
-        let child = command.spawn().expect("the built binary");
-        Terminal { master, slave, child, seen: String::new() }
+        self.child = Some(command.spawn().expect("the built binary"));
+    }
+
+    fn child(&mut self) -> &mut Child {
+        self.child.as_mut().expect("a program was started")
+    }
+
+    /// Whether the program has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child().try_wait().expect("a child").is_some()
     }
 
     /// The terminal's modes as one comparable string.
@@ -95,27 +109,29 @@ impl Terminal {
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
         let start = Instant::now();
         loop {
-            if let Some(s) = self.child.try_wait().expect("a child") {
+            if let Some(s) = self.child().try_wait().expect("a child") {
                 while self.read(Duration::ZERO) {}
                 return s;
             }
             if start.elapsed() > limit {
-                let _ = self.child.kill();
+                let _ = self.child().kill();
                 panic!("still running after {limit:?}; saw {:?}", self.seen);
             }
             self.read(Duration::from_millis(20));
         }
     }
 
-    pub fn signal(&self, signal: libc::c_int) {
+    pub fn signal(&mut self, signal: libc::c_int) {
         // SAFETY: no memory is passed.
-        unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+        unsafe { libc::kill(self.child().id() as libc::pid_t, signal) };
     }
 }
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
