@@ -15,13 +15,17 @@ use std::ops::Range;
 use std::sync::Arc;
 use tandem_accel::bus::{BusDevice, IoBus, Space};
 use tandem_accel::clock::Clock;
-use tandem_accel::irq::{CpuIntc, IrqSink, MsiSink};
+use tandem_accel::irq::{CpuIntc, IrqLine, IrqSink, MsiSink};
 use tandem_accel::memory::{GuestMap, GuestRam};
 use tandem_accel::{AccelOps, Error, IrqChip};
 use tandem_backends::chardev::Chardev;
 use tandem_devices::acpi;
 use tandem_devices::gsi::IrqInputs;
 use tandem_devices::irqchip::{IOAPIC_BASE, IOAPIC_SIZE, IrqChips};
+use tandem_devices::legacy::acpi_pm::{AcpiPm, PM_BASE};
+use tandem_devices::legacy::debug::{POST_PORT, PostCode};
+use tandem_devices::legacy::i8042::I8042;
+use tandem_devices::legacy::reset::{PORT_A, PortA, ResetControl};
 use tandem_devices::legacy::serial::{COM, PORTS, Serial};
 use tandem_devices::pci::assign::{Ranges, assign};
 use tandem_devices::pci::decode::Decoder;
@@ -32,11 +36,14 @@ use tandem_devices::pci::{Bus, host};
 use tandem_devices::registry::{self, Backends, Device, DeviceContext};
 use tandem_devices::timer::hpet::{HPET_BASE, HPET_SIZE, Hpet};
 use tandem_devices::timer::pit::{PIT_PORT, PORT_B, Pit};
+use tandem_devices::timer::pm_timer::PmTimerWidth;
 use tandem_devices::timer::rtc::{RTC_PORT, Rtc};
 use vm_memory::{Bytes, GuestAddress};
 
 const PIT_IRQ: u32 = 0;
+const KEYBOARD_IRQ: u32 = 1;
 const RTC_IRQ: u32 = 8;
+const MOUSE_IRQ: u32 = 12;
 /// Ports for BARs.
 const PCI_IO: Range<u64> = 0xc000..0x1_0000;
 
@@ -125,11 +132,49 @@ impl Timers {
     }
 }
 
+/// The chips behind the LPC bridge that concern power, and those that software only probes for.
+struct Lpc {
+    pm: Arc<AcpiPm>,
+    reset_control: Arc<ResetControl>,
+    port_a: Arc<PortA>,
+    i8042: Arc<I8042>,
+}
+
+impl Lpc {
+    fn new(
+        clock: &Arc<Clock>,
+        interrupts: &Interrupts,
+        sci: IrqLine,
+        bus: &IoBus,
+        power: &Arc<Inbox>,
+    ) -> Result<Lpc, Failure> {
+        // A kernel that starts without firmware finds ACPI mode on.
+        let pm = AcpiPm::new(clock, sci, power.clone(), PmTimerWidth::Bits24, true);
+        let port_a = PortA::new(power.clone());
+        map(&bus.pio, "system control port A", PORT_A.into(), 1, port_a.clone())?;
+        let line = |gsi| interrupts.inputs.line(gsi);
+        let i8042 = I8042::new(line(KEYBOARD_IRQ), line(MOUSE_IRQ), power.clone());
+        for (port, dev) in i8042.ports() {
+            map(&bus.pio, "keyboard controller", port.into(), 1, dev)?;
+        }
+        map(&bus.pio, "POST code", POST_PORT.into(), 1, Arc::new(PostCode::default()))?;
+        Ok(Lpc { pm, reset_control: ResetControl::new(power.clone()), port_a, i8042 })
+    }
+
+    fn reset(&self) {
+        self.pm.reset();
+        self.reset_control.reset();
+        self.port_a.reset();
+        self.i8042.reset();
+    }
+}
+
 /// The chips of a q35 machine.
 pub struct Q35 {
     bus: Arc<IoBus>,
     interrupts: Interrupts,
     timers: Timers,
+    lpc: Lpc,
     root: Arc<Bus>,
     serials: Vec<Arc<Serial>>,
     /// What the configuration adds.
@@ -157,7 +202,9 @@ impl Q35 {
         }
         let clock = accel.clock();
         let timers = Timers::new(&clock, &interrupts, &bus, &MemoryMap::new(config.memory))?;
-        let root = pci(&bus, &interrupts, inbox)?;
+        let router = IrqRouter::new(&interrupts.inputs);
+        let lpc = Lpc::new(&clock, &interrupts, router.sci(), &bus, inbox)?;
+        let root = pci(&bus, &interrupts, router, &lpc)?;
         let context = DeviceContext {
             io: bus.clone(),
             irqs: interrupts.inputs.clone(),
@@ -179,7 +226,7 @@ impl Q35 {
             return Err(Failure::Usage(faults));
         }
         let tables = tables(processors, serials.len())?;
-        Ok(Q35 { bus, interrupts, timers, root, serials, devices, tables })
+        Ok(Q35 { bus, interrupts, timers, lpc, root, serials, devices, tables })
     }
 
     /// The I/O address spaces.
@@ -218,6 +265,7 @@ impl Q35 {
         self.devices.iter().for_each(|d| d.reset());
         self.root.reset();
         self.serials.iter().for_each(|s| s.reset());
+        self.lpc.reset();
         self.timers.reset();
         if let Some(chips) = &self.interrupts.chips {
             chips.reset();
@@ -230,13 +278,15 @@ impl Q35 {
 fn pci(
     bus: &Arc<IoBus>,
     interrupts: &Interrupts,
-    _inbox: &Arc<Inbox>,
+    router: Arc<IrqRouter>,
+    lpc: &Lpc,
 ) -> Result<Arc<Bus>, Failure> {
-    let router = IrqRouter::new(&interrupts.inputs);
     let root = Bus::root(Decoder::new(bus.clone()), interrupts.msi.clone(), router.clone());
-    host::map_ports(bus, &root, None).map_err(cannot("the PCI configuration ports"))?;
+    host::map_ports(bus, &root, Some(lpc.reset_control.clone()))
+        .map_err(cannot("the PCI configuration ports"))?;
     Mch::attach(&root, Some(ECAM), None).map_err(cannot("the PCI host bridge"))?;
-    Ich9Lpc::attach(&root, router, None, Some(Programmed::default()))
+    let programmed = Programmed { pm_base: PM_BASE, ..Programmed::default() };
+    Ich9Lpc::attach(&root, router, Some(lpc.pm.clone()), Some(programmed))
         .map_err(cannot("the LPC bridge"))?;
     Ok(root)
 }
