@@ -274,6 +274,13 @@ impl Q35 {
     }
 }
 
+impl Drop for Q35 {
+    fn drop(&mut self) {
+        self.bus.pio.clear();
+        self.bus.mmio.clear();
+    }
+}
+
 /// The PCI root bus with host bridge and LPC bridge, programmed as firmware leaves them.
 fn pci(
     bus: &Arc<IoBus>,

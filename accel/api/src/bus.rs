@@ -69,6 +69,13 @@ impl Space {
         self.map.write().unwrap().remove(&start);
     }
 
+    /// Removes all ranges. Devices that hold the bus (a PCI bridge maps what is behind it) and are
+    /// held by it would otherwise keep each other for ever.
+    pub fn clear(&self) {
+        let all = std::mem::take(&mut *self.map.write().unwrap());
+        drop(all);
+    }
+
     fn find(&self, addr: u64, len: usize) -> Option<(u64, Arc<dyn BusDevice>)> {
         let map = self.map.read().unwrap();
         let (start, m) = map.range(..=addr).next_back()?;
