@@ -40,7 +40,7 @@ fn auto(config: &VmConfig) -> std::result::Result<Arc<dyn AccelOps>, Failure> {
         }
         Err(why) => {
             let accel = tcg(config, &TcgOptions::default()).map_err(Failure::Accelerator)?;
-            log::note(&format!("running on tcg, as {why}, or run with --accel tcg"));
+            log::note(&format!("running on tcg, as {why}"));
             Ok(accel)
         }
     }
@@ -53,7 +53,7 @@ fn kvm() -> Result<Arc<dyn AccelOps>> {
 
 #[cfg(not(feature = "kvm"))]
 fn kvm() -> Result<Arc<dyn AccelOps>> {
-    Err(Error::new("this tandem was built without KVM"))
+    Err(Error::new("this tandem was built without KVM").remedy("run with --accel tcg"))
 }
 
 #[cfg(feature = "tcg")]
@@ -90,5 +90,5 @@ fn tcg(config: &VmConfig, options: &TcgOptions) -> Result<Arc<dyn AccelOps>> {
 
 #[cfg(not(feature = "tcg"))]
 fn tcg(_config: &VmConfig, _options: &TcgOptions) -> Result<Arc<dyn AccelOps>> {
-    Err(Error::new("this tandem was built without TCG"))
+    Err(Error::new("this tandem was built without TCG").remedy("run with --accel kvm"))
 }

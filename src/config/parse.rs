@@ -150,7 +150,7 @@ pub fn log_items(s: &str, faults: &mut Vec<Fault>) -> Vec<String> {
 pub fn log_filter(s: &str, faults: &mut Vec<Fault>) -> Vec<(u64, u64)> {
     s.split(',')
         .filter_map(|word| {
-            let range = range(word);
+            let range = range(word).filter(|(_, len)| *len > 0);
             if range.is_none() {
                 faults.push(Fault::new(
                     format!("--dfilter '{word}' is not a range of addresses"),
