@@ -92,6 +92,12 @@ fn host_vectors() -> VecState {
     VecState::Xmm
 }
 
+/// The compile target on this host.
+#[cfg(test)]
+pub(crate) fn host_target() -> Target {
+    target(host_vectors())
+}
+
 impl TcgAccel {
     /// Sets translation up.
     pub fn new(options: TcgOptions, clock: Arc<Clock>) -> Result<Arc<TcgAccel>> {

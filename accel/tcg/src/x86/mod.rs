@@ -22,6 +22,8 @@ pub mod stack;
 pub mod state;
 pub mod syscall;
 pub mod task;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod translate;
 pub mod tsc;
 

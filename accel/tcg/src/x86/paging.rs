@@ -424,3 +424,192 @@ impl Env {
         self.tlb_flush_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::bits::cr0;
+    use super::super::mode::MMU_KERNEL;
+    use super::super::testing::{Bench, PT};
+    use super::*;
+    use tandem_accel::x86::seg;
+
+    const P: u64 = 1;
+    const W: u64 = 2;
+    const U: u64 = 4;
+    const NX: u64 = 1 << 63;
+    const TABLE: u64 = PT + 0x3000;
+    /// First linear address that the page table covers.
+    const AT: u64 = 0x20_0000;
+
+    /// Long mode with a page table for the second 2 MiB.
+    fn long(entry: u64) -> Bench {
+        let mut b = Bench::new();
+        b.poke64(PT + 0x2008, TABLE | P | W | U);
+        b.poke64(TABLE, entry);
+        b.long(0);
+        b
+    }
+    fn code(r: Result<Translation, Exception>) -> u32 {
+        let e = r.unwrap_err();
+        assert_eq!(e.vector, 14);
+        e.error.unwrap()
+    }
+
+    #[test]
+    fn no_paging_wraps_at_4_gib() {
+        let mut b = Bench::new();
+        b.protected(0);
+        let t = walk(b.env(), 0x1_0000_5123, Access::Write, MMU_KERNEL).unwrap();
+        assert_eq!((t.phys, t.writable), (0x5000, true));
+    }
+
+    // SDM vol. 3 §4.8: accessed on any use, dirty on a write to the page only.
+    #[test]
+    fn accessed_and_dirty_bits() {
+        let mut b = long(0x5000 | P | W);
+        let t = walk(b.env(), AT + 0x123, Access::Read, MMU_KERNEL).unwrap();
+        assert_eq!((t.phys, t.readable, t.writable), (0x5000, true, false));
+        assert_eq!(b.peek64(TABLE), 0x5000 | P | W | 0x20);
+        assert_eq!(b.peek64(PT) & 0x60, 0x20);
+        let t = walk(b.env(), AT, Access::Write, MMU_KERNEL).unwrap();
+        assert!(t.writable);
+        assert_eq!(b.peek64(TABLE) & 0x60, 0x60);
+        assert_eq!(b.peek64(PT + 0x2008) & 0x60, 0x20);
+    }
+
+    // SDM vol. 3 §4.7.
+    #[test]
+    fn error_codes() {
+        let mut b = long(0);
+        let e = walk(b.env(), AT + 8, Access::Write, MMU_USER).unwrap_err();
+        assert_eq!((e.addr, e.error), (Some(AT + 8), Some(6)));
+        // Read-only for user; supervisor-only; and a faulting walk sets nothing.
+        let mut b = long(0x5000 | P | U);
+        assert_eq!(code(walk(b.env(), AT, Access::Write, MMU_USER)), 7);
+        assert_eq!(b.peek64(TABLE), 0x5000 | P | U);
+        let mut b = long(0x5000 | P | W);
+        assert_eq!(code(walk(b.env(), AT, Access::Read, MMU_USER)), 5);
+        // Reserved: physical address bit 50 with 48 implemented.
+        let mut b = long(1 << 50 | 0x5000 | P);
+        assert_eq!(code(walk(b.env(), AT, Access::Read, MMU_KERNEL)), 9);
+        // NX is reserved without EFER.NXE, and then I/D is not reported.
+        let mut b = long(0x5000 | P | NX);
+        assert_eq!(code(walk(b.env(), AT, Access::Fetch, MMU_KERNEL)), 0x11);
+        b.env().cpu.efer &= !efer::NXE;
+        assert_eq!(code(walk(b.env(), AT, Access::Fetch, MMU_KERNEL)), 9);
+    }
+
+    #[test]
+    fn write_protection_follows_cr0_wp() {
+        let mut b = long(0x5000 | P);
+        b.env().cpu.cr0 &= !cr0::WP;
+        assert!(walk(b.env(), AT, Access::Write, MMU_KERNEL).unwrap().writable);
+        b.env().cpu.cr0 |= cr0::WP;
+        assert_eq!(code(walk(b.env(), AT, Access::Write, MMU_KERNEL)), 3);
+    }
+
+    // SDM vol. 3 §4.6.1.
+    #[test]
+    fn smep_smap_and_protection_keys() {
+        let mut b = long(0x5000 | P | W | U | 3 << 59);
+        let env = b.env();
+        env.cpu.cr4 |= cr4::SMEP | cr4::SMAP;
+        assert_eq!(code(walk(env, AT, Access::Fetch, MMU_KERNEL)), 0x11);
+        assert_eq!(code(walk(env, AT, Access::Read, MMU_KERNEL_SMAP)), 1);
+        assert!(walk(env, AT, Access::Read, MMU_KERNEL).is_ok());
+        env.cpu.cr4 |= cr4::PKE;
+        env.cpu.pkru = 1 << 6;
+        assert_eq!(code(walk(env, AT, Access::Read, MMU_USER)), 0x25);
+        assert!(walk(env, AT, Access::Fetch, MMU_USER).is_ok());
+        // Write-disable binds the supervisor only with CR0.WP.
+        env.cpu.pkru = 2 << 6;
+        assert!(walk(env, AT, Access::Write, MMU_KERNEL).is_ok());
+        env.cpu.cr0 |= cr0::WP;
+        assert_eq!(code(walk(env, AT, Access::Write, MMU_KERNEL)), 0x23);
+        assert_eq!(env.cpu.pkeys_seen, 1 << 3);
+    }
+
+    #[test]
+    fn canonical_addresses_only() {
+        let mut b = long(0);
+        let e = walk(b.env(), 1 << 47, Access::Read, MMU_KERNEL).unwrap_err();
+        assert_eq!((e.vector, e.error), (13, Some(0)));
+        assert!(canonical_in(0xffff_8000_0000_0000, 48));
+        assert!(canonical_in(1 << 47, 57));
+        assert!(!canonical_in(1 << 56, 57));
+    }
+
+    #[test]
+    fn large_pages_come_in_pieces_and_invlpg_drops_all() {
+        let mut b = Bench::new();
+        b.long(0);
+        let t = walk(b.env(), 0x12_3456, Access::Read, MMU_KERNEL).unwrap();
+        assert_eq!((t.phys, t.page_size_log2), (0x12_3000, 21));
+        assert!(b.env().cpu.large_pages.may_hold(0x1f_ffff));
+        // Address bits below the page size are reserved.
+        b.poke64(PT + 0x2008, 0x20_2087);
+        assert_eq!(code(walk(b.env(), AT, Access::Read, MMU_KERNEL)), 9);
+        // 1 GiB page.
+        b.poke64(PT + 0x1008, 0xc000_0087);
+        let t = walk(b.env(), 0x4012_3456, Access::Read, MMU_KERNEL).unwrap();
+        assert_eq!((t.phys, t.page_size_log2), (0xc012_3000, 30));
+        b.env().invalidate_page(0x7fff_f000);
+        assert!(!b.env().cpu.large_pages.may_hold(0x1f_ffff));
+        // PS in a PML4 entry is reserved.
+        b.poke64(PT + 8, 0x87);
+        assert_eq!(code(walk(b.env(), 1 << 39, Access::Read, MMU_KERNEL)), 9);
+    }
+
+    // SDM vol. 3 §4.4.
+    #[test]
+    fn pae_paging_uses_the_loaded_pdptes() {
+        let mut b = Bench::new();
+        b.poke64(PT, (PT + 0x2000) | 1);
+        b.protected(0);
+        let env = b.env();
+        env.cpu.cr4 |= cr4::PAE;
+        env.cpu.cr0 |= cr0::PG;
+        env.cpu.cr3 = PT;
+        let t = walk(env, 0x20_5000, Access::Write, MMU_USER).unwrap();
+        assert_eq!((t.phys, t.page_size_log2), (0x20_5000, 21));
+        // The entry in memory does not count any more.
+        b.poke64(PT, 0);
+        assert!(walk(b.env(), 0x20_5000, Access::Read, MMU_USER).is_ok());
+        assert_eq!(code(walk(b.env(), 0x4000_0000, Access::Read, MMU_USER)), 4);
+        b.poke64(PT, 0x1e7);
+        assert!(load_pdptes(b.env(), PT).is_err());
+    }
+
+    // SDM vol. 3 §4.3.
+    #[test]
+    fn paging_32_bit_with_pse36() {
+        let mut b = Bench::new();
+        b.poke32(PT, (PT + 0x1000) as u32 | 7);
+        b.poke32(PT + 0x1000 + 4 * 5, 0x9007);
+        b.poke32(PT + 4, 0x0040_2087); // PSE-36 bit 32 set
+        b.poke32(PT + 8, 0x0020_0087); // bit 21 reserved
+        b.protected(0);
+        let env = b.env();
+        env.cpu.cr0 |= cr0::PG;
+        env.cpu.cr3 = PT;
+        env.cpu.cr4 |= cr4::PSE;
+        let t = walk(env, 0x5678, Access::Write, MMU_USER).unwrap();
+        assert_eq!((t.phys, t.writable), (0x9000, true));
+        let t = walk(env, 0x40_1234, Access::Read, MMU_USER).unwrap();
+        assert_eq!((t.phys, t.page_size_log2), (0x1_0040_1000, 22));
+        assert_eq!(code(walk(env, 0x80_0000, Access::Read, MMU_USER)), 0xd);
+        assert_eq!(b.peek32(PT + 0x1000 + 4 * 5), 0x9067);
+    }
+
+    #[test]
+    fn five_levels() {
+        let mut b = Bench::new();
+        b.poke64(PT + 0x4000, PT | 7);
+        b.long(0);
+        let env = b.env();
+        env.cpu.cr4 |= cr4::LA57;
+        env.cpu.cr3 = PT + 0x4000;
+        assert_eq!(walk(env, 0x1234, Access::Read, MMU_KERNEL).unwrap().phys, 0x1000);
+        assert_eq!(env.cpu.seg[seg::CS].selector, 0x28);
+    }
+}
