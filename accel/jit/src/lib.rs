@@ -27,9 +27,17 @@
 //! This crate knows no guest instruction set, no page table and no device. What it needs of the
 //! outside arrives as data in a [`Target`](target::Target).
 
+#[cfg(target_arch = "x86_64")]
+mod arena;
 pub mod code;
 pub mod interp;
 pub mod ir;
+#[cfg(target_arch = "x86_64")]
+mod liveness;
 pub mod native;
 pub mod opt;
+#[cfg(target_arch = "x86_64")]
+mod snapshot;
 pub mod target;
+#[cfg(target_arch = "x86_64")]
+pub mod x86_64;

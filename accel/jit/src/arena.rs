@@ -1,0 +1,283 @@
+//! Memory for generated code, mapped twice: once writable, once executable, never both (W^X).
+//!
+//! What always holds:
+//!
+//! * Offsets name the same byte in both mappings; only this file turns them into pointers.
+//! * Space is handed out in chunks of [`CHUNK`] bytes. A chunk belongs to one compiler, so threads
+//!   compile in parallel; a block lies within one chunk.
+//! * Beside each chunk lies the table of its blocks with their snapshots (see
+//!   [`crate::snapshot`]), in address order, so that a host pc leads to its snapshot.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Unit of allocation, and the most one block may occupy.
+pub(crate) const CHUNK: usize = 128 << 10;
+
+/// A block's entry in its chunk's table.
+#[derive(Clone, Copy)]
+struct BlockMeta {
+    /// Offset in the arena.
+    start: u32,
+    /// Offset one past the end.
+    end: u32,
+    /// First word of its snapshot table in `ChunkMeta::words`.
+    words: u32,
+}
+
+#[derive(Default)]
+struct ChunkMeta {
+    blocks: Vec<BlockMeta>,
+    words: Vec<u64>,
+}
+
+/// The code memory.
+pub(crate) struct Arena {
+    rw: *mut u8,
+    rx: *mut u8,
+    len: usize,
+    /// Offset of the next free chunk.
+    next: AtomicUsize,
+    /// Offset where chunks start again after a reset.
+    first: AtomicUsize,
+    /// Counts resets.
+    generation: AtomicU32,
+    /// Bytes of code.
+    used: AtomicUsize,
+    meta: Vec<Mutex<ChunkMeta>>,
+}
+
+// SAFETY: the mappings live as long as the Arena; writes go through `write` (to space that its
+// compiler owns exclusively) and the atomic patch functions.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+/// A compiler's current chunk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cursor {
+    generation: u32,
+    pos: usize,
+    end: usize,
+}
+
+impl Cursor {
+    /// A cursor without a chunk.
+    pub(crate) const EMPTY: Cursor = Cursor { generation: u32::MAX, pos: 0, end: 0 };
+    /// Offset of the next free byte.
+    pub(crate) fn pos(&self) -> usize {
+        self.pos
+    }
+    /// Bytes left.
+    pub(crate) fn room(&self) -> usize {
+        self.end - self.pos
+    }
+}
+
+fn lock(m: &Mutex<ChunkMeta>) -> MutexGuard<'_, ChunkMeta> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn map(fd: i32, len: usize, prot: i32) -> io::Result<*mut u8> {
+    // SAFETY: a fresh shared mapping of the memfd, no address given.
+    let p = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, 0) };
+    if p == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(p.cast()) }
+}
+
+impl Arena {
+    /// Maps at least `bytes` bytes (rounded up to chunks; at most 1 GiB, so that every jump within
+    /// fits 32 bits).
+    pub(crate) fn new(bytes: usize) -> io::Result<Arena> {
+        let len = bytes.clamp(4 * CHUNK, 1 << 30).next_multiple_of(CHUNK);
+        // SAFETY: the name is a NUL-terminated string.
+        let fd = unsafe { libc::memfd_create(c"tandem-jit".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: fd is the memfd made above.
+        let sized = unsafe { libc::ftruncate(fd, len as libc::off_t) };
+        let maps = if sized < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            map(fd, len, libc::PROT_READ | libc::PROT_WRITE).and_then(|rw| {
+                map(fd, len, libc::PROT_READ | libc::PROT_EXEC).map(|rx| (rw, rx)).inspect_err(
+                    |_| {
+                        // SAFETY: the mapping made one line above.
+                        unsafe { libc::munmap(rw.cast(), len) };
+                    },
+                )
+            })
+        };
+        // SAFETY: fd is ours; the mappings keep the memory.
+        unsafe { libc::close(fd) };
+        let (rw, rx) = maps?;
+        let meta = (0..len / CHUNK).map(|_| Mutex::default()).collect();
+        Ok(Arena {
+            rw,
+            rx,
+            len,
+            next: AtomicUsize::new(0),
+            first: AtomicUsize::new(0),
+            generation: AtomicU32::new(0),
+            used: AtomicUsize::new(0),
+            meta,
+        })
+    }
+    /// Address of offset `off` in the executable mapping.
+    pub(crate) fn addr(&self, off: usize) -> u64 {
+        self.rx as u64 + off as u64
+    }
+    /// Offset of executable address `addr`, if it lies in the arena.
+    pub(crate) fn offset(&self, addr: u64) -> Option<usize> {
+        let off = addr.wrapping_sub(self.rx as u64);
+        (off < self.len as u64).then_some(off as usize)
+    }
+    /// First address and length of the executable mapping.
+    pub(crate) fn rx_range(&self) -> (u64, usize) {
+        (self.rx as u64, self.len)
+    }
+    /// Whether `cursor` still owns its chunk.
+    pub(crate) fn is_current(&self, cursor: &Cursor) -> bool {
+        cursor.generation == self.generation.load(Ordering::Acquire)
+    }
+    /// Takes a fresh chunk.
+    pub(crate) fn chunk(&self) -> Option<Cursor> {
+        self.span(1)
+    }
+    /// Takes `n` adjacent chunks.
+    pub(crate) fn span(&self, n: usize) -> Option<Cursor> {
+        let generation = self.generation.load(Ordering::Acquire);
+        let bytes = n * CHUNK;
+        self.next
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |at| {
+                (at + bytes <= self.len).then_some(at + bytes)
+            })
+            .ok()
+            .map(|pos| Cursor { generation, pos, end: pos + bytes })
+    }
+    /// Makes everything handed out so far survive resets.
+    pub(crate) fn keep(&self) {
+        self.first.store(self.next.load(Ordering::Acquire), Ordering::Release);
+    }
+    /// Appends code at the cursor, with the words of its snapshot table. The caller has checked
+    /// that it fits ([`Cursor::room`]). The cursor moves on to the next multiple of 16.
+    pub(crate) fn commit(&self, cursor: &mut Cursor, code: &[u8], snapshots: &[u64]) {
+        let start = cursor.pos;
+        assert!(code.len() <= cursor.room());
+        // SAFETY: start + len <= cursor.end <= self.len, and the chunk belongs to this cursor alone.
+        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.rw.add(start), code.len()) };
+        cursor.pos = (start + code.len()).next_multiple_of(16).min(cursor.end);
+        self.used.fetch_add(cursor.pos - start, Ordering::Relaxed);
+        let mut meta = lock(&self.meta[start / CHUNK]);
+        let words = meta.words.len() as u32;
+        meta.words.extend_from_slice(snapshots);
+        meta.blocks.push(BlockMeta {
+            start: start as u32,
+            end: (start + code.len()) as u32,
+            words,
+        });
+    }
+    /// Calls `f` with the offset and snapshot words of the block that contains offset `off`.
+    pub(crate) fn with_block<R>(
+        &self,
+        off: usize,
+        f: impl FnOnce(usize, &[u64]) -> R,
+    ) -> Option<R> {
+        let meta = lock(self.meta.get(off / CHUNK)?);
+        let after = meta.blocks.partition_point(|b| b.start as usize <= off);
+        let block = meta.blocks.get(after.checked_sub(1)?)?;
+        // A call's return address may be the first byte past the block's last instruction.
+        (off <= block.end as usize)
+            .then(|| f(block.start as usize, meta.words.get(block.words as usize..).unwrap_or(&[])))
+    }
+    /// Drops all code made after [`Arena::keep`]. No other thread executes or compiles.
+    pub(crate) fn reset(&self) {
+        let first = self.first.load(Ordering::Acquire);
+        for m in &self.meta[first / CHUNK..] {
+            let mut m = lock(m);
+            m.blocks.clear();
+            m.words.clear();
+        }
+        self.used.store(0, Ordering::Relaxed);
+        self.next.store(first, Ordering::Release);
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+    /// Bytes in use and in total.
+    pub(crate) fn usage(&self) -> (usize, usize) {
+        (self.used.load(Ordering::Relaxed), self.len - self.first.load(Ordering::Relaxed))
+    }
+    /// Copies bytes out.
+    pub(crate) fn read(&self, off: usize, len: usize) -> Vec<u8> {
+        let off = off.min(self.len);
+        let len = len.min(self.len - off);
+        // SAFETY: within the mapping. Concurrent patching may tear a displacement; this is for
+        // listings only.
+        unsafe { std::slice::from_raw_parts(self.rx.add(off), len).to_vec() }
+    }
+    /// Atomically replaces the 4-byte aligned word at `off`.
+    pub(crate) fn patch32(&self, off: usize, value: u32) {
+        assert!(off % 4 == 0 && off + 4 <= self.len);
+        // SAFETY: in bounds and aligned; all writers of published code use atomics.
+        let word = unsafe { &*self.rw.add(off).cast::<AtomicU32>() };
+        word.store(value, Ordering::Release);
+    }
+    /// Reads the 4-byte aligned word at `off`.
+    pub(crate) fn word32(&self, off: usize) -> u32 {
+        assert!(off % 4 == 0 && off + 4 <= self.len);
+        // SAFETY: as in `patch32`.
+        unsafe { &*self.rw.add(off).cast::<AtomicU32>() }.load(Ordering::Acquire)
+    }
+    /// Atomically replaces the 8-byte aligned word at `off`.
+    pub(crate) fn patch64(&self, off: usize, value: u64) {
+        assert!(off % 8 == 0 && off + 8 <= self.len);
+        // SAFETY: in bounds and aligned; all writers of published code use atomics.
+        let word = unsafe { &*self.rw.add(off).cast::<AtomicU64>() };
+        word.store(value, Ordering::Release);
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mappings made in `new`; nobody borrows them any more.
+        unsafe {
+            libc::munmap(self.rw.cast(), self.len);
+            libc::munmap(self.rx.cast(), self.len);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_found_by_address_and_dropped_by_reset() {
+        let arena = Arena::new(1 << 20).expect("memfd");
+        arena.span(1).expect("thunks");
+        arena.keep();
+        let mut c = arena.chunk().expect("chunk");
+        let a = c.pos();
+        arena.commit(&mut c, &[0x90; 20], &[1, 2]);
+        let b = c.pos();
+        assert_eq!(b, a + 32);
+        arena.commit(&mut c, &[0xc3; 5], &[3]);
+        assert_eq!(arena.with_block(a + 7, |s, w| (s, w[0])), Some((a, 1)));
+        assert_eq!(arena.with_block(b, |s, w| (s, w[0])), Some((b, 3)));
+        assert_eq!(arena.with_block(b + 9, |s, _| s), None);
+        assert_eq!(arena.read(b, 2), [0xc3; 2]);
+        assert_eq!(arena.offset(arena.addr(b)), Some(b));
+        arena.reset();
+        assert!(!arena.is_current(&c));
+        assert_eq!(arena.with_block(a, |s, _| s), None);
+        assert_eq!(arena.usage().0, 0);
+    }
+
+    #[test]
+    fn runs_out_of_chunks_without_harm() {
+        let arena = Arena::new(0).expect("memfd");
+        let n = std::iter::from_fn(|| arena.chunk()).count();
+        assert_eq!(n, 4);
+        assert!(arena.chunk().is_none());
+    }
+}

@@ -1,0 +1,168 @@
+//! The backward pass: what the forward pass of a back end must know of the future.
+//!
+//! What always holds afterwards: `uses` counts exactly the operands of instructions that are not
+//! `dead`; a dead instruction has no effect and no used result, or is a `Put` that is overwritten
+//! before anything can observe it; a value's `hint` names the global its first `Put` goes to, and
+//! nothing between definition and that `Put` can observe the global's old content through a fault,
+//! an exit, a call or a `Get`.
+
+use crate::ir::{Block, Inst, Op, Slot, Val, Width, effect};
+use crate::target::Target;
+
+/// No hint, no condition.
+pub(crate) const NONE: u8 = 0xff;
+/// `conds`: the flags value has uses that are not one condition.
+pub(crate) const MIXED: u8 = 0xfe;
+/// No instruction.
+pub(crate) const NO_INST: u32 = u32::MAX;
+
+/// Result of the pass; reused between blocks.
+#[derive(Default)]
+pub(crate) struct Liveness {
+    /// By value: number of uses.
+    pub uses: Vec<u16>,
+    /// By value: pinned global to compute it into, or [`NONE`].
+    pub hints: Vec<u8>,
+    /// By flags value: the one condition that all uses test (bit 0 cleared), [`MIXED`], or [`NONE`].
+    pub conds: Vec<u8>,
+    /// By value: the `Deposit` at bit 0 that puts it into its hinted global, or [`NO_INST`].
+    pub merges: Vec<u32>,
+    /// By instruction: not to be emitted.
+    pub dead: Vec<bool>,
+    /// The block has pass-through instructions with vector state.
+    pub vector: bool,
+    /// By global: the value of the next `Put` in program order, and the epoch it was seen in.
+    pending: Vec<(Val, u32)>,
+}
+
+/// State of the walk.
+struct Walk {
+    /// Counts points that can observe all globals.
+    epoch: u32,
+    /// Globals whose content is observed before it is overwritten.
+    observed: [u64; 4],
+}
+
+/// Whether the instruction may hand control to something that sees all globals.
+pub(crate) fn observes(block: &Block, inst: &Inst) -> bool {
+    match inst.op {
+        Op::Native => block.natives.get(inst.imm as usize).is_some_and(|n| n.fp),
+        Op::Call => true,
+        op => op.has(effect::FAULT | effect::TERM | effect::SIDE_EXIT),
+    }
+}
+
+impl Liveness {
+    /// Runs the pass over `block`.
+    pub(crate) fn run(&mut self, target: &Target, block: &Block) {
+        let n = block.nvals as usize;
+        self.uses.clear();
+        self.uses.resize(n, 0);
+        self.hints.clear();
+        self.hints.resize(n, NONE);
+        self.conds.clear();
+        self.conds.resize(n, NONE);
+        self.merges.clear();
+        self.merges.resize(n, NO_INST);
+        self.dead.clear();
+        self.dead.resize(block.insts.len(), false);
+        self.pending.clear();
+        self.pending.resize(target.globals.len(), (Val::NONE, 0));
+        self.vector = false;
+        let mut walk = Walk { epoch: 1, observed: [u64::MAX; 4] };
+        for (i, inst) in block.insts.iter().enumerate().rev() {
+            self.step(block, i, inst, &mut walk);
+        }
+    }
+
+    fn used(&self, v: Val) -> bool {
+        v.is_some() && self.uses[v.index()] != 0
+    }
+
+    fn step(&mut self, block: &Block, i: usize, inst: &Inst, walk: &mut Walk) {
+        let info = inst.op.info();
+        let wanted = self.used(inst.dst) || self.used(inst.dst2) || self.used(inst.fl);
+        if info.effects == effect::NONE && !wanted {
+            self.dead[i] = true;
+            return;
+        }
+        for v in [inst.dst, inst.dst2] {
+            if v.is_some() {
+                self.settle(block, v, walk.epoch);
+            }
+        }
+        let g = inst.imm as usize & 0xff;
+        match inst.op {
+            Op::Put => {
+                let seen = walk.observed[g >> 6] >> (g & 63) & 1 != 0;
+                walk.observed[g >> 6] &= !(1 << (g & 63));
+                if !seen {
+                    self.dead[i] = true;
+                    return;
+                }
+                self.pending[g] = (inst.ins[0], walk.epoch);
+                self.hints[inst.ins[0].index()] = g as u8;
+                self.merges[inst.ins[0].index()] = NO_INST;
+            }
+            Op::Get => {
+                walk.observed[g >> 6] |= 1 << (g & 63);
+                self.pending[g].0 = Val::NONE;
+            }
+            Op::Native => {
+                self.vector |= block.natives.get(inst.imm as usize).is_some_and(|n| n.vector);
+            }
+            _ => {}
+        }
+        if observes(block, inst) {
+            walk.epoch += 1;
+            walk.observed = [u64::MAX; 4];
+        }
+        for (slot, &v) in info.ins.iter().zip(&inst.ins) {
+            if !v.is_some() {
+                continue;
+            }
+            let uses = &mut self.uses[v.index()];
+            *uses = uses.saturating_add(1);
+            if matches!(slot, Slot::Flags | Slot::OptFlags) {
+                self.note_condition(inst, v);
+            }
+        }
+        if inst.op == Op::Deposit && inst.aux == 0 && inst.w <= Width::W16 {
+            let hint = self.hints[inst.dst.index()];
+            if hint != NONE {
+                self.merges[inst.ins[1].index()] = i as u32;
+                // The hint travels to the value that is merged; `settle` checks it there.
+                self.hints[inst.ins[1].index()] = hint;
+            }
+        }
+    }
+
+    /// At the definition of `v`: keeps its hint only if nothing observed the global in between.
+    fn settle(&mut self, block: &Block, v: Val, epoch: u32) {
+        let i = v.index();
+        let hint = self.hints[i];
+        if hint == NONE {
+            self.merges[i] = NO_INST;
+            return;
+        }
+        let (pending, at) = self.pending[hint as usize];
+        let wanted = match self.merges[i] {
+            NO_INST => v,
+            deposit => block.insts[deposit as usize].dst,
+        };
+        if at != epoch || pending != wanted {
+            self.hints[i] = NONE;
+            self.merges[i] = NO_INST;
+        }
+    }
+
+    fn note_condition(&mut self, inst: &Inst, v: Val) {
+        let cond = match inst.op {
+            Op::BrCc | Op::SetCc | Op::SelCc => inst.cond & 14,
+            Op::Adc | Op::Sbb | Op::Inc | Op::Dec => 2,
+            _ => MIXED,
+        };
+        let known = &mut self.conds[v.index()];
+        *known = if *known == NONE || *known == cond { cond } else { MIXED };
+    }
+}

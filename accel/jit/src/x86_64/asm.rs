@@ -1,0 +1,765 @@
+//! The emitter: x86-64 machine code (SDM vol. 2) into a byte buffer.
+//!
+//! What always holds: a call appends exactly one instruction (or what its name says); nothing here
+//! looks at values, liveness or flags. Branches inside the buffer are 32-bit and bound later;
+//! branches to fixed addresses outside are remembered, so that the buffer can still be moved.
+
+use crate::ir::Width;
+
+/// A host general register, by hardware number.
+pub(super) type Reg = u8;
+
+pub(super) const RAX: Reg = 0;
+pub(super) const RCX: Reg = 1;
+pub(super) const RDX: Reg = 2;
+pub(super) const RBX: Reg = 3;
+pub(super) const RSP: Reg = 4;
+pub(super) const RBP: Reg = 5;
+pub(super) const RSI: Reg = 6;
+pub(super) const RDI: Reg = 7;
+pub(super) const R8: Reg = 8;
+pub(super) const R9: Reg = 9;
+pub(super) const R10: Reg = 10;
+pub(super) const R11: Reg = 11;
+pub(super) const R12: Reg = 12;
+pub(super) const R13: Reg = 13;
+pub(super) const R14: Reg = 14;
+pub(super) const R15: Reg = 15;
+/// No register.
+pub(super) const NOREG: Reg = 0xff;
+
+/// A memory operand `[base + index * 2^scale + disp]`. Always has a base.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Mem {
+    pub base: Reg,
+    pub index: Reg,
+    pub scale: u8,
+    pub disp: i32,
+}
+
+impl Mem {
+    pub(super) const fn new(base: Reg, disp: i32) -> Mem {
+        Mem { base, index: NOREG, scale: 0, disp }
+    }
+    pub(super) const fn idx(base: Reg, index: Reg, scale: u8, disp: i32) -> Mem {
+        Mem { base, index, scale, disp }
+    }
+}
+
+/// Register or memory operand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Rm {
+    R(Reg),
+    M(Mem),
+}
+
+impl From<Mem> for Rm {
+    fn from(m: Mem) -> Rm {
+        Rm::M(m)
+    }
+}
+
+/// The eight operations of the classic ALU group (opcode bits 5–3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Alu {
+    Add = 0,
+    Or = 1,
+    Adc = 2,
+    Sbb = 3,
+    And = 4,
+    Sub = 5,
+    Xor = 6,
+    Cmp = 7,
+}
+
+/// The operations of the shift group (ModRM.reg).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Sh {
+    Rol = 0,
+    Ror = 1,
+    Rcl = 2,
+    Rcr = 3,
+    Shl = 4,
+    Shr = 5,
+    Sar = 7,
+}
+
+/// A place in the buffer that a branch refers to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Label(pub u32);
+
+const UNBOUND: u32 = u32::MAX;
+
+/// Code under construction.
+#[derive(Default)]
+pub(super) struct Asm {
+    buf: Vec<u8>,
+    /// Address that the first byte will have.
+    base: u64,
+    /// Offsets of 32-bit displacements that aim outside the buffer.
+    outside: Vec<u32>,
+    /// Offset of each label.
+    labels: Vec<u32>,
+    /// (offset of a 32-bit displacement, label).
+    fixups: Vec<(u32, u32)>,
+}
+
+/// One instruction under construction: at most 15 bytes.
+struct Ins {
+    bytes: [u8; 24],
+    len: usize,
+}
+
+impl Ins {
+    #[inline]
+    fn new() -> Ins {
+        Ins { bytes: [0; 24], len: 0 }
+    }
+    #[inline]
+    fn b(&mut self, byte: u8) {
+        self.bytes[self.len & 15] = byte;
+        self.len += 1;
+    }
+    #[inline]
+    fn d(&mut self, v: u32) {
+        let at = self.len & 15;
+        self.bytes[at..at + 4].copy_from_slice(&v.to_le_bytes());
+        self.len += 4;
+    }
+    #[inline]
+    fn q(&mut self, v: u64) {
+        let at = self.len & 15;
+        self.bytes[at..at + 8].copy_from_slice(&v.to_le_bytes());
+        self.len += 8;
+    }
+    /// ModRM, SIB, displacement.
+    #[inline]
+    fn modrm(&mut self, reg: u8, rm: Rm) {
+        let reg = (reg & 7) << 3;
+        match rm {
+            Rm::R(r) => self.b(0xc0 | reg | r & 7),
+            Rm::M(m) => {
+                let disp8 = m.disp as i8 as i32 == m.disp;
+                let mode = match m.disp {
+                    0 if m.base & 7 != 5 => 0,
+                    _ if disp8 => 0x40,
+                    _ => 0x80,
+                };
+                if m.index != NOREG || m.base & 7 == 4 {
+                    let index = if m.index == NOREG { 4 } else { m.index & 7 };
+                    self.b(mode | reg | 4);
+                    self.b(m.scale << 6 | index << 3 | m.base & 7);
+                } else {
+                    self.b(mode | reg | m.base & 7);
+                }
+                match mode {
+                    0 => {}
+                    0x40 => self.b(m.disp as u8),
+                    _ => self.d(m.disp as u32),
+                }
+            }
+        }
+    }
+}
+
+/// REX bits R, X, B of the operands.
+#[inline]
+fn rxb(reg: u8, rm: Rm) -> u8 {
+    let r = (reg >> 3 & 1) << 2;
+    match rm {
+        Rm::R(b) => r | b >> 3 & 1,
+        Rm::M(m) => {
+            let x = if m.index == NOREG { 0 } else { m.index >> 3 & 1 };
+            r | x << 1 | m.base >> 3 & 1
+        }
+    }
+}
+
+impl Asm {
+    /// Starts a new piece of code at address `base`.
+    pub(super) fn start(&mut self, base: u64) {
+        self.buf.clear();
+        self.outside.clear();
+        self.labels.clear();
+        self.fixups.clear();
+        self.base = base;
+    }
+    /// Number of bytes so far.
+    pub(super) fn pos(&self) -> u32 {
+        self.buf.len() as u32
+    }
+    /// Address of the next byte.
+    pub(super) fn addr(&self) -> u64 {
+        self.base + self.buf.len() as u64
+    }
+    /// The bytes so far.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.buf
+    }
+    /// Declares a label.
+    pub(super) fn label(&mut self) -> Label {
+        self.labels.push(UNBOUND);
+        Label(self.labels.len() as u32 - 1)
+    }
+    /// Puts a label here.
+    pub(super) fn bind(&mut self, l: Label) {
+        self.labels[l.0 as usize] = self.pos();
+    }
+    /// Declares a label and puts it here.
+    pub(super) fn here(&mut self) -> Label {
+        let l = self.label();
+        self.bind(l);
+        l
+    }
+    /// Offset of a bound label.
+    pub(super) fn offset(&self, l: Label) -> u32 {
+        self.labels[l.0 as usize]
+    }
+    /// Resolves the branches to labels, all of which must be bound.
+    pub(super) fn finish(&mut self) {
+        for i in 0..self.fixups.len() {
+            let (at, l) = self.fixups[i];
+            let to = self.labels[l as usize];
+            debug_assert_ne!(to, UNBOUND);
+            self.patch32(at, to.wrapping_sub(at + 4));
+        }
+        self.fixups.clear();
+    }
+    /// Moves finished code to another base address.
+    pub(super) fn rebase(&mut self, base: u64) {
+        let delta = self.base.wrapping_sub(base) as u32;
+        for i in 0..self.outside.len() {
+            let at = self.outside[i] as usize;
+            let old = u32::from_le_bytes(self.buf[at..at + 4].try_into().unwrap_or_default());
+            self.patch32(at as u32, old.wrapping_add(delta));
+        }
+        self.base = base;
+    }
+    /// Overwrites four bytes at `at`.
+    pub(super) fn patch32(&mut self, at: u32, v: u32) {
+        self.buf[at as usize..at as usize + 4].copy_from_slice(&v.to_le_bytes());
+    }
+    #[inline]
+    fn put(&mut self, i: Ins) {
+        self.buf.extend_from_slice(&i.bytes[..i.len & 15]);
+    }
+    /// Raw bytes.
+    pub(super) fn raw(&mut self, bytes: &[u8]) {
+        self.buf.extend_from_slice(bytes);
+    }
+    /// Pads with multi-byte NOPs until `(pos + bias) % align == 0` (`align` a power of two).
+    pub(super) fn align(&mut self, align: u32, bias: u32) {
+        const NOPS: [&[u8]; 8] = [
+            &[0x90],
+            &[0x66, 0x90],
+            &[0x0f, 0x1f, 0x00],
+            &[0x0f, 0x1f, 0x40, 0],
+            &[0x0f, 0x1f, 0x44, 0, 0],
+            &[0x66, 0x0f, 0x1f, 0x44, 0, 0],
+            &[0x0f, 0x1f, 0x80, 0, 0, 0, 0],
+            &[0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0],
+        ];
+        let mut n = (align - (self.pos() + bias) % align) % align;
+        while n > 0 {
+            let k = n.min(8);
+            self.raw(NOPS[k as usize - 1]);
+            n -= k;
+        }
+    }
+
+    /// An instruction with ModRM: `prefix` 0/66/F2/F3, map 0/1/2/3 (none, 0F, 0F38, 0F3A).
+    #[inline]
+    fn modrm_op(
+        &mut self,
+        prefix: u8,
+        rexw: bool,
+        force_rex: bool,
+        map: u8,
+        op: u8,
+        reg: u8,
+        rm: Rm,
+    ) -> Ins {
+        let mut i = Ins::new();
+        if prefix != 0 {
+            i.b(prefix);
+        }
+        let rex = (rexw as u8) << 3 | rxb(reg, rm);
+        if rex != 0 || force_rex {
+            i.b(0x40 | rex);
+        }
+        match map {
+            0 => {}
+            1 => i.b(0x0f),
+            2 => {
+                i.b(0x0f);
+                i.b(0x38);
+            }
+            _ => {
+                i.b(0x0f);
+                i.b(0x3a);
+            }
+        }
+        i.b(op);
+        i.modrm(reg, rm);
+        i
+    }
+    /// A general instruction whose opcode bit 0 distinguishes byte from word/dword/qword operands.
+    /// `reg_is_gpr` says that the ModRM.reg field is a register of width `w`, not an extension.
+    #[inline]
+    fn sized(&mut self, w: Width, map: u8, op: u8, reg: u8, reg_is_gpr: bool, rm: Rm) -> Ins {
+        let low = |r: u8| (4..8).contains(&r);
+        match w {
+            Width::W8 => {
+                let force = reg_is_gpr && low(reg) || matches!(rm, Rm::R(r) if low(r));
+                self.modrm_op(0, false, force, map, op & !1, reg, rm)
+            }
+            Width::W16 => self.modrm_op(0x66, false, false, map, op | 1, reg, rm),
+            Width::W32 => self.modrm_op(0, false, false, map, op | 1, reg, rm),
+            Width::W64 => self.modrm_op(0, true, false, map, op | 1, reg, rm),
+        }
+    }
+    #[inline]
+    fn imm(&mut self, mut i: Ins, w: Width, imm: i32) {
+        match w {
+            Width::W8 => i.b(imm as u8),
+            Width::W16 => {
+                i.b(imm as u8);
+                i.b((imm >> 8) as u8);
+            }
+            _ => i.d(imm as u32),
+        }
+        self.put(i);
+    }
+
+    /// `op reg, rm`.
+    pub(super) fn alu_r(&mut self, op: Alu, w: Width, reg: Reg, rm: impl Into<Rm>) {
+        let i = self.sized(w, 0, (op as u8) << 3 | 3, reg, true, rm.into());
+        self.put(i);
+    }
+    /// `op rm, reg`.
+    pub(super) fn alu_m(&mut self, op: Alu, w: Width, rm: impl Into<Rm>, reg: Reg) {
+        let i = self.sized(w, 0, (op as u8) << 3 | 1, reg, true, rm.into());
+        self.put(i);
+    }
+    /// `op rm, imm` (sign-extended to `w`).
+    pub(super) fn alu_i(&mut self, op: Alu, w: Width, rm: impl Into<Rm>, imm: i32) {
+        if w == Width::W8 {
+            let i = self.sized(w, 0, 0x80, op as u8, false, rm.into());
+            self.imm(i, w, imm);
+        } else if imm as i8 as i32 == imm {
+            let i = self.sized(w, 0, 0x83, op as u8, false, rm.into());
+            self.imm(i, Width::W8, imm);
+        } else {
+            let i = self.sized(w, 0, 0x81, op as u8, false, rm.into());
+            self.imm(i, w, imm);
+        }
+    }
+    /// `cmp dword [m], imm` with a full 32-bit immediate and displacement.
+    pub(super) fn cmp_d_imm32(&mut self, m: Mem, imm: u32) {
+        let mut i = self.sized(Width::W32, 0, 0x81, 7, false, Rm::M(m));
+        i.d(imm);
+        self.put(i);
+    }
+    /// `test rm, reg`.
+    pub(super) fn test(&mut self, w: Width, rm: impl Into<Rm>, reg: Reg) {
+        let i = self.sized(w, 0, 0x85, reg, true, rm.into());
+        self.put(i);
+    }
+    /// `test rm, imm`.
+    pub(super) fn test_i(&mut self, w: Width, rm: impl Into<Rm>, imm: i32) {
+        let i = self.sized(w, 0, 0xf7, 0, false, rm.into());
+        self.imm(i, w, imm);
+    }
+    /// `mov reg, reg` of 64 bits (nothing if they are the same).
+    pub(super) fn mov(&mut self, dst: Reg, src: Reg) {
+        if dst != src {
+            self.load(Width::W64, dst, Rm::R(src));
+        }
+    }
+    /// `mov reg, rm` at width `w` (W8 and W16 merge into `reg`).
+    pub(super) fn load(&mut self, w: Width, reg: Reg, rm: impl Into<Rm>) {
+        let i = self.sized(w, 0, 0x8b, reg, true, rm.into());
+        self.put(i);
+    }
+    /// `mov rm, reg` at width `w`.
+    pub(super) fn store(&mut self, w: Width, rm: impl Into<Rm>, reg: Reg) {
+        let i = self.sized(w, 0, 0x89, reg, true, rm.into());
+        self.put(i);
+    }
+    /// `mov rm, imm` at width `w` (sign-extended for W64).
+    pub(super) fn store_i(&mut self, w: Width, rm: impl Into<Rm>, imm: i32) {
+        let i = self.sized(w, 0, 0xc7, 0, false, rm.into());
+        self.imm(i, w, imm);
+    }
+    /// Shortest `mov reg, imm` that leaves the flags alone.
+    pub(super) fn mov_i(&mut self, reg: Reg, imm: u64) {
+        if imm <= u32::MAX as u64 {
+            let mut i = Ins::new();
+            if reg >= 8 {
+                i.b(0x41);
+            }
+            i.b(0xb8 | reg & 7);
+            i.d(imm as u32);
+            self.put(i);
+        } else if imm as i32 as i64 as u64 == imm {
+            self.store_i(Width::W64, Rm::R(reg), imm as i32);
+        } else {
+            let mut i = Ins::new();
+            i.b(0x48 | reg >> 3);
+            i.b(0xb8 | reg & 7);
+            i.q(imm);
+            self.put(i);
+        }
+    }
+    /// Zero-extending move from the low `w` bits.
+    pub(super) fn movzx(&mut self, w: Width, reg: Reg, rm: impl Into<Rm>) {
+        let rm = rm.into();
+        match w {
+            Width::W8 => {
+                let force = matches!(rm, Rm::R(r) if (4..8).contains(&r));
+                let i = self.modrm_op(0, false, force, 1, 0xb6, reg, rm);
+                self.put(i);
+            }
+            Width::W16 => {
+                let i = self.modrm_op(0, false, false, 1, 0xb7, reg, rm);
+                self.put(i);
+            }
+            w => self.load(w, reg, rm),
+        }
+    }
+    /// Sign-extending move from the low `w` bits to 64 (`to64`) or 32 bits.
+    pub(super) fn movsx(&mut self, w: Width, to64: bool, reg: Reg, rm: impl Into<Rm>) {
+        let rm = rm.into();
+        let i = match w {
+            Width::W8 => {
+                let force = matches!(rm, Rm::R(r) if (4..8).contains(&r));
+                self.modrm_op(0, to64, force, 1, 0xbe, reg, rm)
+            }
+            Width::W16 => self.modrm_op(0, to64, false, 1, 0xbf, reg, rm),
+            Width::W32 if to64 => self.modrm_op(0, true, false, 0, 0x63, reg, rm),
+            w => return self.load(w, reg, rm),
+        };
+        self.put(i);
+    }
+    /// `lea reg, [m]`, 64 bits, or 32 bits and zero-extended.
+    pub(super) fn lea(&mut self, w: Width, reg: Reg, m: Mem) {
+        let i = self.modrm_op(0, w == Width::W64, false, 0, 0x8d, reg, Rm::M(m));
+        self.put(i);
+    }
+    /// F6/F7 group: 2 NOT, 3 NEG, 4 MUL, 5 IMUL, 6 DIV, 7 IDIV.
+    pub(super) fn group3(&mut self, w: Width, ext: u8, rm: impl Into<Rm>) {
+        let i = self.sized(w, 0, 0xf7, ext, false, rm.into());
+        self.put(i);
+    }
+    /// `inc rm` (`dec` if `dec`).
+    pub(super) fn inc_dec(&mut self, w: Width, dec: bool, rm: impl Into<Rm>) {
+        let i = self.sized(w, 0, 0xff, dec as u8, false, rm.into());
+        self.put(i);
+    }
+    /// Shift or rotate by CL.
+    pub(super) fn shift_cl(&mut self, op: Sh, w: Width, rm: impl Into<Rm>) {
+        let i = self.sized(w, 0, 0xd3, op as u8, false, rm.into());
+        self.put(i);
+    }
+    /// Shift or rotate by an immediate.
+    pub(super) fn shift_i(&mut self, op: Sh, w: Width, rm: impl Into<Rm>, n: u8) {
+        if n == 1 {
+            let i = self.sized(w, 0, 0xd1, op as u8, false, rm.into());
+            self.put(i);
+        } else {
+            let mut i = self.sized(w, 0, 0xc1, op as u8, false, rm.into());
+            i.b(n);
+            self.put(i);
+        }
+    }
+    /// `shld`/`shrd rm, reg, cl`.
+    pub(super) fn shiftd_cl(&mut self, right: bool, w: Width, rm: impl Into<Rm>, reg: Reg) {
+        let op = if right { 0xad } else { 0xa5 };
+        let i = self.sized(w, 1, op, reg, true, rm.into());
+        self.put(i);
+    }
+    /// `shld`/`shrd rm, reg, imm`.
+    pub(super) fn shiftd_i(&mut self, right: bool, w: Width, rm: impl Into<Rm>, reg: Reg, n: u8) {
+        let op = if right { 0xac } else { 0xa4 };
+        let p = if w == Width::W16 { 0x66 } else { 0 };
+        let mut i = self.modrm_op(p, w == Width::W64, false, 1, op, reg, rm.into());
+        i.b(n);
+        self.put(i);
+    }
+    /// `imul reg, rm` (W16 and up).
+    pub(super) fn imul(&mut self, w: Width, reg: Reg, rm: impl Into<Rm>) {
+        let i = self.sized(w, 1, 0xaf, reg, true, rm.into());
+        self.put(i);
+    }
+    /// `imul reg, rm, imm` (W16 and up).
+    pub(super) fn imul_i(&mut self, w: Width, reg: Reg, rm: impl Into<Rm>, imm: i32) {
+        if imm as i8 as i32 == imm {
+            let i = self.sized(w, 0, 0x6b, reg, true, rm.into());
+            self.imm(i, Width::W8, imm);
+        } else {
+            let i = self.sized(w, 0, 0x69, reg, true, rm.into());
+            self.imm(i, w, imm);
+        }
+    }
+    /// `bswap reg`, W32 or W64.
+    pub(super) fn bswap(&mut self, w: Width, reg: Reg) {
+        let rex = ((w == Width::W64) as u8) << 3 | reg >> 3;
+        if rex != 0 {
+            self.raw(&[0x40 | rex, 0x0f, 0xc8 | reg & 7]);
+        } else {
+            self.raw(&[0x0f, 0xc8 | reg & 7]);
+        }
+    }
+    /// A two-operand instruction of map 0F with mandatory prefix (POPCNT F3 B8, LZCNT F3 BD,
+    /// TZCNT F3 BC, BSF BC, BSR BD), W16 and up.
+    pub(super) fn op0f(&mut self, prefix: u8, w: Width, op: u8, reg: Reg, rm: impl Into<Rm>) {
+        if w == Width::W16 {
+            self.raw(&[0x66]);
+        }
+        let i = self.modrm_op(prefix, w == Width::W64, false, 1, op, reg, rm.into());
+        self.put(i);
+    }
+    /// `setcc rm8`.
+    pub(super) fn setcc(&mut self, cc: u8, rm: impl Into<Rm>) {
+        let rm = rm.into();
+        let force = matches!(rm, Rm::R(r) if (4..8).contains(&r));
+        let i = self.modrm_op(0, false, force, 1, 0x90 | cc, 0, rm);
+        self.put(i);
+    }
+    /// `cmovcc reg, rm`.
+    pub(super) fn cmov(&mut self, cc: u8, w: Width, reg: Reg, rm: impl Into<Rm>) {
+        let i = self.modrm_op(0, w == Width::W64, false, 1, 0x40 | cc, reg, rm.into());
+        self.put(i);
+    }
+    /// `bt rm, imm`: CF = the bit. W16 and up.
+    pub(super) fn bt_i(&mut self, w: Width, rm: impl Into<Rm>, bit: u8) {
+        let p = if w == Width::W16 { 0x66 } else { 0 };
+        let mut i = self.modrm_op(p, w == Width::W64, false, 1, 0xba, 4, rm.into());
+        i.b(bit);
+        self.put(i);
+    }
+    /// `bt reg, reg`.
+    pub(super) fn bt(&mut self, w: Width, a: Reg, b: Reg) {
+        let p = if w == Width::W16 { 0x66 } else { 0 };
+        let i = self.modrm_op(p, w == Width::W64, false, 1, 0xa3, b, Rm::R(a));
+        self.put(i);
+    }
+    /// `xchg rm, reg` (locked if memory).
+    pub(super) fn xchg(&mut self, w: Width, rm: impl Into<Rm>, reg: Reg) {
+        let i = self.sized(w, 0, 0x87, reg, true, rm.into());
+        self.put(i);
+    }
+    /// `lock xadd [m], reg`.
+    pub(super) fn lock_xadd(&mut self, w: Width, m: Mem, reg: Reg) {
+        self.raw(&[0xf0]);
+        let i = self.sized(w, 1, 0xc1, reg, true, Rm::M(m));
+        self.put(i);
+    }
+    /// `lock cmpxchg [m], reg`.
+    pub(super) fn lock_cmpxchg(&mut self, w: Width, m: Mem, reg: Reg) {
+        self.raw(&[0xf0]);
+        let i = self.sized(w, 1, 0xb1, reg, true, Rm::M(m));
+        self.put(i);
+    }
+    /// `lock op [m], reg`.
+    pub(super) fn lock_alu(&mut self, op: Alu, w: Width, m: Mem, reg: Reg) {
+        self.raw(&[0xf0]);
+        self.alu_m(op, w, m, reg);
+    }
+    /// `mfence`.
+    pub(super) fn mfence(&mut self) {
+        self.raw(&[0x0f, 0xae, 0xf0]);
+    }
+    /// `pushfq`.
+    pub(super) fn pushfq(&mut self) {
+        self.raw(&[0x9c]);
+    }
+    /// `popfq`.
+    pub(super) fn popfq(&mut self) {
+        self.raw(&[0x9d]);
+    }
+    /// `push reg`.
+    pub(super) fn push(&mut self, reg: Reg) {
+        if reg >= 8 {
+            self.raw(&[0x41, 0x50 | reg & 7]);
+        } else {
+            self.raw(&[0x50 | reg]);
+        }
+    }
+    /// `pop reg`.
+    pub(super) fn pop(&mut self, reg: Reg) {
+        if reg >= 8 {
+            self.raw(&[0x41, 0x58 | reg & 7]);
+        } else {
+            self.raw(&[0x58 | reg]);
+        }
+    }
+    /// `push [m]`.
+    pub(super) fn push_m(&mut self, m: Mem) {
+        let i = self.modrm_op(0, false, false, 0, 0xff, 6, Rm::M(m));
+        self.put(i);
+    }
+    /// `pop [m]` (an address based on RSP is computed after RSP was incremented).
+    pub(super) fn pop_m(&mut self, m: Mem) {
+        let i = self.modrm_op(0, false, false, 0, 0x8f, 0, Rm::M(m));
+        self.put(i);
+    }
+    /// `ret`.
+    pub(super) fn ret(&mut self) {
+        self.raw(&[0xc3]);
+    }
+    /// `int3`.
+    pub(super) fn int3(&mut self) {
+        self.raw(&[0xcc]);
+    }
+    /// `ldmxcsr [m]`.
+    pub(super) fn ldmxcsr(&mut self, m: Mem) {
+        let i = self.modrm_op(0, false, false, 1, 0xae, 2, Rm::M(m));
+        self.put(i);
+    }
+    /// `stmxcsr [m]`.
+    pub(super) fn stmxcsr(&mut self, m: Mem) {
+        let i = self.modrm_op(0, false, false, 1, 0xae, 3, Rm::M(m));
+        self.put(i);
+    }
+    /// `jmp rm`.
+    pub(super) fn jmp_rm(&mut self, rm: impl Into<Rm>) {
+        let i = self.modrm_op(0, false, false, 0, 0xff, 4, rm.into());
+        self.put(i);
+    }
+    /// `call rm`.
+    pub(super) fn call_rm(&mut self, rm: impl Into<Rm>) {
+        let i = self.modrm_op(0, false, false, 0, 0xff, 2, rm.into());
+        self.put(i);
+    }
+    fn rel_label(&mut self, l: Label) {
+        self.fixups.push((self.pos(), l.0));
+        self.raw(&[0; 4]);
+    }
+    fn rel_outside(&mut self, to: u64) {
+        let at = self.pos();
+        self.outside.push(at);
+        let next = self.base + at as u64 + 4;
+        self.raw(&(to.wrapping_sub(next) as u32).to_le_bytes());
+    }
+    /// `jcc label`.
+    pub(super) fn jcc(&mut self, cc: u8, l: Label) {
+        self.raw(&[0x0f, 0x80 | cc]);
+        self.rel_label(l);
+    }
+    /// `jmp label`.
+    pub(super) fn jmp(&mut self, l: Label) {
+        self.raw(&[0xe9]);
+        self.rel_label(l);
+    }
+    /// `jmp` to an address outside the buffer.
+    pub(super) fn jmp_to(&mut self, to: u64) {
+        self.raw(&[0xe9]);
+        self.rel_outside(to);
+    }
+    /// `jcc` to an address outside the buffer.
+    pub(super) fn jcc_to(&mut self, cc: u8, to: u64) {
+        self.raw(&[0x0f, 0x80 | cc]);
+        self.rel_outside(to);
+    }
+    /// `call` an address outside the buffer.
+    pub(super) fn call_to(&mut self, to: u64) {
+        self.raw(&[0xe8]);
+        self.rel_outside(to);
+    }
+    /// `call label`.
+    pub(super) fn call(&mut self, l: Label) {
+        self.raw(&[0xe8]);
+        self.rel_label(l);
+    }
+}
+
+/// A VEX-encoded instruction with general registers (BMI): map 1–3, `pp` 0 none, 1 66, 2 F3, 3 F2.
+impl Asm {
+    fn vex(&mut self, map: u8, pp: u8, w: bool, op: u8, reg: u8, vvvv: u8, rm: Rm, l: u8) -> Ins {
+        let mut i = Ins::new();
+        let rxb = rxb(reg, rm);
+        i.b(0xc4);
+        i.b((!rxb & 7) << 5 | map);
+        i.b((w as u8) << 7 | (!vvvv & 15) << 3 | l << 2 | pp);
+        i.b(op);
+        i.modrm(reg, rm);
+        i
+    }
+    /// `rorx reg, rm, n` (BMI2; flags untouched).
+    pub(super) fn rorx(&mut self, w: Width, reg: Reg, rm: impl Into<Rm>, n: u8) {
+        let mut i = self.vex(3, 3, w == Width::W64, 0xf0, reg, 0, rm.into(), 0);
+        i.b(n);
+        self.put(i);
+    }
+    /// `shlx`/`shrx`/`sarx reg, rm, count` (BMI2; flags untouched).
+    pub(super) fn shiftx(&mut self, op: Sh, w: Width, reg: Reg, rm: impl Into<Rm>, count: Reg) {
+        let pp = match op {
+            Sh::Shl => 1,
+            Sh::Sar => 2,
+            _ => 3,
+        };
+        let i = self.vex(2, pp, w == Width::W64, 0xf7, reg, count, rm.into(), 0);
+        self.put(i);
+    }
+    /// `pext reg, a, rm` (`pdep` if `dep`): BMI2, flags untouched.
+    pub(super) fn pext(&mut self, dep: bool, w: Width, reg: Reg, a: Reg, rm: impl Into<Rm>) {
+        let pp = if dep { 3 } else { 2 };
+        let i = self.vex(2, pp, w == Width::W64, 0xf5, reg, a, rm.into(), 0);
+        self.put(i);
+    }
+    /// `andn reg, a, rm`: `reg = !a & rm` (BMI1).
+    pub(super) fn andn(&mut self, w: Width, reg: Reg, a: Reg, rm: impl Into<Rm>) {
+        let i = self.vex(2, 0, w == Width::W64, 0xf2, reg, a, rm.into(), 0);
+        self.put(i);
+    }
+    /// `movups`/`vmovups` of vector register `v` at 16, 32 or (EVEX, registers to 31) 64 bytes.
+    pub(super) fn mov_vec(&mut self, bytes: u32, store: bool, v: u8, m: Mem) {
+        let op = 0x10 | store as u8;
+        match bytes {
+            16 => {
+                let i = self.modrm_op(0, false, false, 1, op, v, Rm::M(m));
+                self.put(i);
+            }
+            32 => {
+                let i = self.vex(1, 0, false, op, v, 0, Rm::M(m), 1);
+                self.put(i);
+            }
+            _ => {
+                let mut i = Ins::new();
+                let rxb = rxb(v & 15, Rm::M(m));
+                i.b(0x62);
+                i.b((!rxb & 7) << 5 | (!v >> 4 & 1) << 4 | 1);
+                i.b(0x7c);
+                i.b(0x48);
+                i.b(op);
+                // EVEX scales 8-bit displacements: always use the 32-bit form.
+                i.b(0x80 | (v & 7) << 3 | 4);
+                i.b(4 << 3 | m.base & 7);
+                i.d(m.disp as u32);
+                self.put(i);
+            }
+        }
+    }
+    /// `kmovq k, [m]` or `kmovq [m], k` (AVX512BW).
+    pub(super) fn kmovq(&mut self, store: bool, k: u8, m: Mem) {
+        let i = self.vex(1, 0, true, 0x90 | store as u8, k, 0, Rm::M(m), 0);
+        self.put(i);
+    }
+    /// `vzeroupper`.
+    pub(super) fn vzeroupper(&mut self) {
+        self.raw(&[0xc5, 0xf8, 0x77]);
+    }
+}
+
+pub(super) const W8: Width = Width::W8;
+pub(super) const W16: Width = Width::W16;
+pub(super) const W32: Width = Width::W32;
+pub(super) const W64: Width = Width::W64;
+
+pub(super) const CC_B: u8 = 2;
+pub(super) const CC_AE: u8 = 3;
+pub(super) const CC_E: u8 = 4;
+pub(super) const CC_NE: u8 = 5;

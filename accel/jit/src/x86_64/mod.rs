@@ -1,0 +1,238 @@
+//! The back end for x86-64 hosts.
+//!
+//! # Registers
+//! RSP is `Env - FRAME` (see `frame`). Up to twelve globals are pinned to host registers; the rest
+//! of the fifteen (R11, R14, R15 at least) are scratch. Guest vector register *n* is host vector
+//! register *n* while `vec_live` is set, and in `Env` otherwise.
+//!
+//! # Invariants
+//! * At both entries of a block, and at every exit, pinned registers hold their globals and all
+//!   other globals are in `Env`. The pc global is in `Env` only when code leaves to Rust.
+//! * Between `Put`s and the next point that can observe them (fault, exit, call), a pinned register
+//!   may run ahead of its global; at such a point it never does.
+//! * EFLAGS and scratch registers carry nothing between blocks.
+//! * The linked entry is 8-byte, the checked entry 16-byte aligned, and both begin with an
+//!   instruction of at least 8 bytes, so that one atomic store poisons an entry. The word before
+//!   the checked entry holds the distance to the stub that a poisoned entry jumps to.
+//! * The displacement of a linkable jump is 4-byte aligned, so that one atomic store links it.
+//!
+//! # Files
+//! `asm` emits; `frame` fixes roles; `thunks` are the shared ways in and out of Rust; `trap` turns
+//! SIGFPE into a leave; `alloc` knows where values are; `gen` walks a block and dispatches to
+//! `alu`, `shift`, `muldiv`, `flags`, `mem`, `native`, `call` and `exit`.
+
+mod asm;
+mod frame;
+mod thunks;
+
+use crate::arena::{Arena, Cursor};
+use crate::code::{Backend, CodePtr, CompileError, Compiled, Compiler, EnvMem, LinkSite};
+use crate::snapshot::{self, FLAGS_MASK, SnapLoc};
+use crate::target::Target;
+use asm::Asm;
+use frame::Pins;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use thunks::Thunks;
+
+/// What the host processor offers beyond x86-64.
+#[derive(Clone, Copy, Debug)]
+struct Features {
+    bmi1: bool,
+    bmi2: bool,
+    lzcnt: bool,
+    popcnt: bool,
+    /// PEXT is one micro-operation, not microcode.
+    fast_pext: bool,
+}
+
+impl Features {
+    fn detect() -> Features {
+        let bmi2 = std::arch::is_x86_feature_detected!("bmi2");
+        Features {
+            bmi1: std::arch::is_x86_feature_detected!("bmi1"),
+            bmi2,
+            lzcnt: std::arch::is_x86_feature_detected!("lzcnt"),
+            popcnt: std::arch::is_x86_feature_detected!("popcnt"),
+            fast_pext: bmi2 && !slow_pext(),
+        }
+    }
+}
+
+/// AMD processors before Zen 3 (family 19h) run PEXT in microcode.
+fn slow_pext() -> bool {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    let amd = vendor.ebx == 0x6874_7541 || vendor.ebx == 0x6f67_7948;
+    let sig = std::arch::x86_64::__cpuid(1).eax;
+    let family = (sig >> 8 & 15) + if sig >> 8 & 15 == 15 { sig >> 20 & 0xff } else { 0 };
+    amd && family < 0x19
+}
+
+/// What both the code and the Rust functions it calls look at.
+struct Shared {
+    arena: Arena,
+    target: Arc<Target>,
+    pins: Pins,
+    features: Features,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    thunks: Thunks,
+}
+
+/// Compiles IR to x86-64 machine code and runs it.
+pub struct X64Backend {
+    inner: Arc<Inner>,
+}
+
+impl X64Backend {
+    /// A back end for `target` with (about) `arena_bytes` bytes of code memory.
+    ///
+    /// # Errors
+    /// The code memory could not be mapped, or is too small for the target's helpers.
+    pub fn new(target: Arc<Target>, arena_bytes: usize) -> io::Result<Arc<X64Backend>> {
+        let pins = Pins::new(&target);
+        let shared = Arc::new(Shared {
+            arena: Arena::new(arena_bytes)?,
+            pins,
+            target,
+            features: Features::detect(),
+        });
+        let thunks = emit_thunks(&shared)?;
+        Ok(Arc::new(X64Backend { inner: Arc::new(Inner { shared, thunks }) }))
+    }
+}
+
+fn emit_thunks(shared: &Arc<Shared>) -> io::Result<Thunks> {
+    let input = thunks::Input {
+        target: &shared.target,
+        pins: &shared.pins,
+        writeback: writeback as *const () as usize,
+        context: Arc::as_ptr(shared) as usize,
+    };
+    let arena = &shared.arena;
+    let mut a = Asm::default();
+    a.start(arena.addr(0));
+    let thunks = thunks::build(&mut a, &input);
+    let chunks = a.bytes().len().div_ceil(crate::arena::CHUNK);
+    let mut cursor = arena
+        .span(chunks)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::OutOfMemory, "code memory too small"))?;
+    arena.commit(&mut cursor, a.bytes(), &[0]);
+    arena.keep();
+    Ok(thunks)
+}
+
+/// Called by thunks after a fault: brings the deferred globals and the pc of the snapshot at
+/// `host_pc` into `Env`.
+extern "C" fn writeback(env: *mut u8, host_pc: u64, shared: *const Shared) {
+    // SAFETY: the thunk passes the address of the Shared that its arena belongs to; the back end
+    // that owns it outlives every run.
+    let shared = unsafe { &*shared };
+    let target = &*shared.target;
+    let mut values = [(0u8, 0u64); 256];
+    let mut n = 0;
+    let found = shared.arena.offset(host_pc).and_then(|off| {
+        shared.arena.with_block(off, |start, words| {
+            snapshot::find(words, (off - start) as u32, |global, loc| {
+                let word = |at: i32| {
+                    // SAFETY: offsets were made by the compiler and lie in the frame or in Env.
+                    unsafe { env.offset(at as isize).cast::<u64>().read_unaligned() }
+                };
+                let v = match loc {
+                    SnapLoc::Const(v) => v,
+                    SnapLoc::Word(at) => word(at),
+                    SnapLoc::Flags(at) => word(at) & FLAGS_MASK,
+                };
+                values[n.min(255)] = (global, v);
+                n += 1;
+            })
+        })
+    });
+    let Some(Some(pc)) = found else {
+        log::error!("no snapshot at host pc {host_pc:#x}");
+        return;
+    };
+    let mut put = |global: u8, v: u64| {
+        if let Some(g) = target.globals.get(global as usize) {
+            // SAFETY: the target's owner says that this offset is an 8-byte word of Env.
+            unsafe { env.add(g.offset as usize).cast::<u64>().write_unaligned(v) };
+        }
+    };
+    // All were read before any is written: one global's old value may be another's new one.
+    values[..n.min(256)].iter().for_each(|&(g, v)| put(g, v));
+    put(target.pc_global, pc);
+}
+
+/// `jmp rel32` from offset `from` to offset `to`.
+fn jump_word(from: usize, to: usize) -> u64 {
+    let rel = (to as i64 - (from as i64 + 5)) as u32;
+    0xcccc_cc00_0000_00e9 | (rel as u64) << 8
+}
+
+impl Backend for X64Backend {
+    fn name(&self) -> &'static str {
+        "x86_64"
+    }
+    fn compiler(&self) -> Box<dyn Compiler> {
+        Box::new(X64Compiler { inner: self.inner.clone(), cursor: Cursor::EMPTY })
+    }
+    unsafe fn run(&self, env: *mut u8, code: CodePtr) -> u32 {
+        // SAFETY: the enter thunk has this signature and keeps the System V ABI.
+        let enter: extern "C" fn(*mut u8, u64) -> u32 =
+            unsafe { std::mem::transmute(self.inner.thunks.enter as usize) };
+        enter(env, code.0)
+    }
+    fn link(&self, site: LinkSite, to: CodePtr) {
+        let arena = &self.inner.shared.arena;
+        let at = site.0 as u32 as usize;
+        if let Some(to) = arena.offset(to.0) {
+            arena.patch32(at, (to as i64 - (at as i64 + 4)) as u32);
+        }
+    }
+    fn unlink(&self, site: LinkSite) {
+        let at = site.0 as u32 as usize;
+        let stub = (site.0 >> 32) as usize;
+        self.inner.shared.arena.patch32(at, (stub as i64 - (at as i64 + 4)) as u32);
+    }
+    fn poison(&self, block: &Compiled) {
+        let arena = &self.inner.shared.arena;
+        let Some(checked) = arena.offset(block.checked.0) else { return };
+        let stub = checked + arena.word32(checked - 4) as usize;
+        for entry in [block.checked, block.linked] {
+            if let Some(at) = arena.offset(entry.0) {
+                arena.patch64(at, jump_word(at, stub));
+            }
+        }
+    }
+    fn reset(&self) {
+        self.inner.shared.arena.reset();
+    }
+    fn usage(&self) -> (usize, usize) {
+        self.inner.shared.arena.usage()
+    }
+    fn code_bytes(&self, range: Range<u64>) -> Vec<u8> {
+        let arena = &self.inner.shared.arena;
+        arena
+            .offset(range.start)
+            .map(|off| arena.read(off, (range.end - range.start) as usize))
+            .unwrap_or_default()
+    }
+    fn alloc_env(&self) -> io::Result<EnvMem> {
+        EnvMem::new(frame::STACK, self.inner.shared.target.env.size as usize)
+    }
+}
+
+struct X64Compiler {
+    inner: Arc<Inner>,
+    cursor: Cursor,
+}
+
+impl Compiler for X64Compiler {
+    fn compile(&mut self, _block: &crate::ir::Block, _tag: u64) -> Result<Compiled, CompileError> {
+        let _ = (&self.inner, &mut self.cursor);
+        Err(CompileError::TooLarge)
+    }
+}

@@ -1,0 +1,305 @@
+//! Shared pieces of host code, emitted once per arena: entering and leaving generated code, calls
+//! into Rust, vector state.
+//!
+//! What always holds: generated code reaches Rust only through these. On the way out the guest's
+//! pinned registers go to their `Env` slots, scratch registers to the save area, live vector state
+//! to `Env` (with the host's MXCSR back in force); on the way in the registers come back, and
+//! vector state stays in `Env` until a block wants it.
+
+use super::asm::*;
+use super::frame::*;
+use crate::target::*;
+
+/// Addresses of the thunks (offsets from the start of the buffer while building).
+#[derive(Clone, Debug, Default)]
+pub(super) struct Thunks {
+    pub enter: u64,
+    /// Leaves with the code in `RES`.
+    pub leave: u64,
+    /// Slow paths: arguments in `ARGS`, result in `RES`; entered by CALL.
+    pub load: u64,
+    pub store: u64,
+    pub ptr: u64,
+    pub ptr_end: u64,
+    /// Entered by JMP, guest pc in `ARGS`.
+    pub lookup: u64,
+    /// Loads vector state; entered by CALL; changes no general register and no flag.
+    pub vec_load: u64,
+    /// Where the signal handler sends a trap.
+    pub trap: u64,
+    /// By helper; entered by CALL.
+    pub helpers: Vec<u64>,
+}
+
+/// How a call thunk treats the guest's registers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct CallKind {
+    /// All registers are saved and reloaded; else only those that the callee may change.
+    full: bool,
+    /// The callee may raise a guest fault.
+    fault: bool,
+}
+
+/// What the thunks are built from.
+pub(super) struct Input<'a> {
+    pub target: &'a Target,
+    pub pins: &'a Pins,
+    /// `extern "C" fn(env, host pc, context)`: writes the snapshot back.
+    pub writeback: usize,
+    /// Third argument of `writeback`.
+    pub context: usize,
+}
+
+struct Builder<'a> {
+    a: &'a mut Asm,
+    t: &'a Target,
+    pins: &'a Pins,
+    writeback: usize,
+    context: usize,
+    vec_save: Label,
+    leave_saved: Label,
+}
+
+/// Emits the thunks into `a` (already started at its final base address).
+pub(super) fn build(a: &mut Asm, input: &Input) -> Thunks {
+    let (vec_save, leave_saved) = (a.label(), a.label());
+    let mut b = Builder {
+        a,
+        t: input.target,
+        pins: input.pins,
+        writeback: input.writeback,
+        context: input.context,
+        vec_save,
+        leave_saved,
+    };
+    let mut out = Thunks { enter: b.enter(), ..Thunks::default() };
+    out.leave = b.leave();
+    b.vec_save();
+    out.vec_load = b.vec_load();
+    out.lookup = b.lookup();
+    out.trap = b.trap();
+    let kinds = [(false, false), (false, true), (true, false), (true, true)]
+        .map(|(full, fault)| CallKind { full, fault });
+    let common = kinds.map(|k| b.call(k));
+    let full_fault = common[3];
+    let rt = &input.target.runtime;
+    out.load = b.stub(rt.load, full_fault);
+    out.store = b.stub(rt.store, full_fault);
+    out.ptr = b.stub(rt.ptr, full_fault);
+    out.ptr_end = b.stub(rt.ptr_end, full_fault);
+    for h in &input.target.helpers {
+        let e = h.effects;
+        let full = e.reads_globals || e.writes_globals;
+        let l = common[(full as usize) << 1 | e.may_fault as usize];
+        let at = b.stub(h.addr, l);
+        out.helpers.push(at);
+    }
+    b.a.finish();
+    out
+}
+
+impl Builder<'_> {
+    /// `Env` field while `bias` bytes are pushed.
+    fn env(&self, off: u32, bias: i32) -> Mem {
+        Mem::new(RSP, FRAME + off as i32 + bias)
+    }
+    fn save_pins(&mut self, mask: u16, bias: i32) {
+        for &(r, off) in &self.pins.list {
+            if mask >> r & 1 != 0 {
+                self.a.store(W64, Mem::new(RSP, FRAME + off as i32 + bias), r);
+            }
+        }
+    }
+    fn load_pins(&mut self, mask: u16, bias: i32) {
+        for &(r, off) in &self.pins.list {
+            if mask >> r & 1 != 0 {
+                self.a.load(W64, r, Mem::new(RSP, FRAME + off as i32 + bias));
+            }
+        }
+    }
+    /// Saves (or reloads) the scratch registers in `mask`.
+    fn move_scratch(&mut self, mask: u16, bias: i32, store: bool) {
+        for r in 0..16u8 {
+            if self.pins.scratch & mask & 1 << r != 0 {
+                let m = Mem::new(RSP, SAVE + 8 * r as i32 + bias);
+                if store {
+                    self.a.store(W64, m, r);
+                } else {
+                    self.a.load(W64, r, m);
+                }
+            }
+        }
+    }
+    /// Saves vector state if it is live. RAX (already saved) is lost.
+    fn vec_out(&mut self, bias: i32) {
+        let skip = self.a.label();
+        self.a.alu_i(Alu::Cmp, W8, self.env(self.t.env.vec_live, bias), 0);
+        self.a.jcc(CC_E, skip);
+        self.a.lea(W64, RAX, self.env(0, bias));
+        self.a.call(self.vec_save);
+        self.a.bind(skip);
+    }
+    fn enter(&mut self) -> u64 {
+        let at = self.a.addr();
+        let e = &self.t.env;
+        for r in [RBX, RBP, R12, R13, R14, R15] {
+            self.a.push(r);
+        }
+        self.a.store(W64, Mem::new(RDI, e.host_sp as i32), RSP);
+        self.a.stmxcsr(Mem::new(RDI, e.host_mxcsr as i32));
+        self.a.lea(W64, RSP, Mem::new(RDI, -FRAME));
+        self.a.store(W64, frame(RES), RSI);
+        self.load_pins(!0, 0);
+        self.a.jmp_rm(frame(RES));
+        at
+    }
+    fn leave(&mut self) -> u64 {
+        let at = self.a.addr();
+        self.save_pins(!0, 0);
+        self.a.bind(self.leave_saved);
+        self.vec_out(0);
+        self.a.load(W32, RAX, frame(RES));
+        self.a.load(W64, RSP, self.env(self.t.env.host_sp, 0));
+        for r in [R15, R14, R13, R12, RBP, RBX] {
+            self.a.pop(r);
+        }
+        self.a.ret();
+        at
+    }
+    /// Subroutine: vector state to the `Env` at RAX.
+    fn vec_save(&mut self) {
+        self.a.bind(self.vec_save);
+        let e = self.t.env;
+        let at = |off: u32| Mem::new(RAX, off as i32);
+        self.move_vectors(true, at(e.vec), at(e.opmask));
+        self.a.stmxcsr(at(e.mxcsr));
+        self.a.ldmxcsr(at(e.host_mxcsr));
+        self.a.store_i(W8, at(e.vec_live), 0);
+        if self.t.vec != VecState::Xmm {
+            self.a.vzeroupper();
+        }
+        self.a.ret();
+    }
+    fn vec_load(&mut self) -> u64 {
+        let at = self.a.addr();
+        let e = self.t.env;
+        let (vec, opmask) = (self.env(e.vec, 8), self.env(e.opmask, 8));
+        self.move_vectors(false, vec, opmask);
+        self.a.ldmxcsr(self.env(e.mxcsr, 8));
+        self.a.store_i(W8, self.env(e.vec_live, 8), 1);
+        self.a.ret();
+        at
+    }
+    fn move_vectors(&mut self, store: bool, vec: Mem, opmask: Mem) {
+        let (n, bytes) = match self.t.vec {
+            VecState::Xmm => (16, 16),
+            VecState::Ymm => (16, 32),
+            VecState::Zmm => (32, 64),
+        };
+        for v in 0..n {
+            let m = Mem { disp: vec.disp + 64 * v as i32, ..vec };
+            self.a.mov_vec(bytes, store, v, m);
+        }
+        if self.t.vec == VecState::Zmm {
+            for k in 0..8 {
+                self.a.kmovq(store, k, Mem { disp: opmask.disp + 8 * k as i32, ..opmask });
+            }
+        }
+    }
+    fn lookup(&mut self) -> u64 {
+        let at = self.a.addr();
+        let none = self.a.label();
+        self.save_pins(!0, 0);
+        self.vec_out(0);
+        self.a.lea(W64, RDI, self.env(0, 0));
+        self.a.load(W64, RSI, frame(ARGS));
+        self.a.mov_i(RAX, self.t.runtime.lookup as u64);
+        self.a.call_rm(Rm::R(RAX));
+        self.a.test(W64, Rm::R(RAX), RAX);
+        self.a.jcc(CC_E, none);
+        self.a.store(W64, frame(RES), RAX);
+        self.load_pins(!0, 0);
+        self.a.jmp_rm(frame(RES));
+        self.a.bind(none);
+        self.a.store_i(W32, frame(RES), LEAVE_LOOKUP as i32);
+        self.a.jmp(self.leave_saved);
+        at
+    }
+    fn trap(&mut self) -> u64 {
+        let at = self.a.addr();
+        self.save_pins(!0, 0);
+        self.move_scratch(!0, 0, true);
+        self.vec_out(0);
+        self.a.load(W64, RSI, self.env(self.t.env.host_pc, 0));
+        self.call_writeback(0);
+        self.a.store_i(W32, frame(RES), LEAVE_TRAP as i32);
+        self.a.jmp(self.leave_saved);
+        at
+    }
+    /// Writes the snapshot of host pc RSI back.
+    fn call_writeback(&mut self, bias: i32) {
+        self.a.lea(W64, RDI, self.env(0, bias));
+        self.a.mov_i(RDX, self.context as u64);
+        self.a.mov_i(RAX, self.writeback as u64);
+        self.a.call_rm(Rm::R(RAX));
+    }
+    /// Entry of one callee: pushes RAX and loads the function's address into it.
+    fn stub(&mut self, addr: usize, common: Label) -> u64 {
+        let at = self.a.addr();
+        self.a.push(RAX);
+        self.a.mov_i(RAX, addr as u64);
+        self.a.jmp(common);
+        at
+    }
+    /// The common part: function in RAX, the old RAX at RSP, the return address above it.
+    fn call(&mut self, kind: CallKind) -> Label {
+        const BIAS: i32 = 16;
+        let l = self.a.here();
+        let mask = if kind.full { !0 } else { CALLER_SAVED };
+        self.save_pins(mask & !(1 << RAX), BIAS);
+        self.move_scratch(mask & !(1 << RAX), BIAS, true);
+        // RCX is saved (or free) by now.
+        self.a.load(W64, RCX, Mem::new(RSP, 0));
+        let rax_home = match self.pins.list.iter().find(|p| p.0 == RAX) {
+            Some(&(_, off)) => self.env(off, BIAS),
+            None => Mem::new(RSP, SAVE + BIAS),
+        };
+        self.a.store(W64, rax_home, RCX);
+        let no_vec = self.a.label();
+        self.a.alu_i(Alu::Cmp, W8, self.env(self.t.env.vec_live, BIAS), 0);
+        self.a.jcc(CC_E, no_vec);
+        self.a.mov(RCX, RAX);
+        self.a.lea(W64, RAX, self.env(0, BIAS));
+        self.a.call(self.vec_save);
+        self.a.mov(RAX, RCX);
+        self.a.bind(no_vec);
+        self.a.lea(W64, RDI, self.env(0, BIAS));
+        for (i, r) in [RSI, RDX, RCX, R8].into_iter().enumerate() {
+            self.a.load(W64, r, Mem::new(RSP, ARGS + 8 * i as i32 + BIAS));
+        }
+        self.a.call_rm(Rm::R(RAX));
+        self.a.store(W64, Mem::new(RSP, RES + BIAS), RAX);
+        let faulted = self.a.label();
+        if kind.fault {
+            self.a.alu_i(Alu::Cmp, W32, self.env(self.t.env.fault, BIAS), 0);
+            self.a.jcc(CC_NE, faulted);
+        }
+        self.load_pins(mask, BIAS);
+        self.move_scratch(mask, BIAS, false);
+        self.a.lea(W64, RSP, Mem::new(RSP, 8));
+        self.a.ret();
+        if kind.fault {
+            self.a.bind(faulted);
+            if !kind.full {
+                self.save_pins(!CALLER_SAVED, BIAS);
+                self.move_scratch(!CALLER_SAVED, BIAS, true);
+            }
+            self.a.load(W64, RSI, Mem::new(RSP, 8));
+            self.call_writeback(BIAS);
+            self.a.lea(W64, RSP, Mem::new(RSP, BIAS));
+            self.a.store_i(W32, frame(RES), LEAVE_FAULT as i32);
+            self.a.jmp(self.leave_saved);
+        }
+        l
+    }
+}
