@@ -28,7 +28,7 @@ pub(super) const R15: Reg = 15;
 /// No register.
 pub(super) const NOREG: Reg = 0xff;
 
-/// A memory operand `[base + index * 2^scale + disp]`. Always has a base.
+/// A memory operand `[base + index * 2^scale + disp]`; base and index may be missing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Mem {
     pub base: Reg,
@@ -140,6 +140,12 @@ impl Ins {
         let reg = (reg & 7) << 3;
         match rm {
             Rm::R(r) => self.b(0xc0 | reg | r & 7),
+            Rm::M(m) if m.base == NOREG => {
+                let index = if m.index == NOREG { 4 } else { m.index & 7 };
+                self.b(reg | 4);
+                self.b(m.scale << 6 | index << 3 | 5);
+                self.d(m.disp as u32);
+            }
             Rm::M(m) => {
                 let disp8 = m.disp as i8 as i32 == m.disp;
                 let mode = match m.disp {
@@ -172,7 +178,8 @@ fn rxb(reg: u8, rm: Rm) -> u8 {
         Rm::R(b) => r | b >> 3 & 1,
         Rm::M(m) => {
             let x = if m.index == NOREG { 0 } else { m.index >> 3 & 1 };
-            r | x << 1 | m.base >> 3 & 1
+            let b = if m.base == NOREG { 0 } else { m.base >> 3 & 1 };
+            r | x << 1 | b
         }
     }
 }
@@ -428,6 +435,18 @@ impl Asm {
             }
             w => self.load(w, reg, rm),
         }
+    }
+    /// `movzx reg32, ah` and its kin: bits 8–15 of `src` (RAX–RBX) into `reg` (below R8).
+    pub(super) fn movzx_high(&mut self, reg: Reg, src: Reg) {
+        self.raw(&[0x0f, 0xb6, 0xc0 | reg << 3 | (src + 4)]);
+    }
+    /// `mov ah, reg8` and its kin; both RAX–RBX.
+    pub(super) fn mov_high(&mut self, dst: Reg, src: Reg) {
+        self.raw(&[0x88, 0xc0 | src << 3 | (dst + 4)]);
+    }
+    /// `mov ah, imm8` and its kin.
+    pub(super) fn mov_high_i(&mut self, dst: Reg, imm: u8) {
+        self.raw(&[0xb0 | (dst + 4), imm]);
     }
     /// Sign-extending move from the low `w` bits to 64 (`to64`) or 32 bits.
     pub(super) fn movsx(&mut self, w: Width, to64: bool, reg: Reg, rm: impl Into<Rm>) {

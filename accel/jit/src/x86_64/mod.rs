@@ -21,20 +21,35 @@
 //! SIGFPE into a leave; `alloc` knows where values are; `gen` walks a block and dispatches to
 //! `alu`, `shift`, `muldiv`, `flags`, `mem`, `native`, `call` and `exit`.
 
+mod alloc;
+mod alu;
 mod asm;
+mod call;
+mod exit;
+mod flags;
 mod frame;
+mod generate;
+mod globals;
+mod mem;
+mod muldiv;
+mod shift;
 mod thunks;
+mod width;
 
-use crate::arena::{Arena, Cursor};
-use crate::code::{Backend, CodePtr, CompileError, Compiled, Compiler, EnvMem, LinkSite};
+use crate::arena::Arena;
+use crate::code::{Backend, CodePtr, Compiled, Compiler, EnvMem, LinkSite};
 use crate::snapshot::{self, FLAGS_MASK, SnapLoc};
 use crate::target::Target;
 use asm::Asm;
 use frame::Pins;
+use generate::Gen;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use thunks::Thunks;
+
+/// Least room in a chunk for starting a block in it.
+const LEAST_ROOM: usize = 4 << 10;
 
 /// What the host processor offers beyond x86-64.
 #[derive(Clone, Copy, Debug)]
@@ -177,7 +192,7 @@ impl Backend for X64Backend {
         "x86_64"
     }
     fn compiler(&self) -> Box<dyn Compiler> {
-        Box::new(X64Compiler { inner: self.inner.clone(), cursor: Cursor::EMPTY })
+        Box::new(Gen::new(self.inner.clone()))
     }
     unsafe fn run(&self, env: *mut u8, code: CodePtr) -> u32 {
         // SAFETY: the enter thunk has this signature and keeps the System V ABI.
@@ -222,17 +237,5 @@ impl Backend for X64Backend {
     }
     fn alloc_env(&self) -> io::Result<EnvMem> {
         EnvMem::new(frame::STACK, self.inner.shared.target.env.size as usize)
-    }
-}
-
-struct X64Compiler {
-    inner: Arc<Inner>,
-    cursor: Cursor,
-}
-
-impl Compiler for X64Compiler {
-    fn compile(&mut self, _block: &crate::ir::Block, _tag: u64) -> Result<Compiled, CompileError> {
-        let _ = (&self.inner, &mut self.cursor);
-        Err(CompileError::TooLarge)
     }
 }

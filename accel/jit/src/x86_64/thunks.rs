@@ -27,6 +27,9 @@ pub(super) struct Thunks {
     pub vec_load: u64,
     /// Where the signal handler sends a trap.
     pub trap: u64,
+    /// Bit gather and scatter for hosts without BMI2; entered by CALL.
+    pub pext: u64,
+    pub pdep: u64,
     /// By helper; entered by CALL.
     pub helpers: Vec<u64>,
 }
@@ -87,6 +90,8 @@ pub(super) fn build(a: &mut Asm, input: &Input) -> Thunks {
     out.store = b.stub(rt.store, full_fault);
     out.ptr = b.stub(rt.ptr, full_fault);
     out.ptr_end = b.stub(rt.ptr_end, full_fault);
+    out.pext = b.stub(pext as *const () as usize, common[0]);
+    out.pdep = b.stub(pdep as *const () as usize, common[0]);
     for h in &input.target.helpers {
         let e = h.effects;
         let full = e.reads_globals || e.writes_globals;
@@ -302,4 +307,29 @@ impl Builder<'_> {
         }
         l
     }
+}
+
+/// Bit gather (SDM vol. 2, PEXT).
+extern "C" fn pext(_env: *mut u8, value: u64, mut mask: u64) -> u64 {
+    let mut out = 0;
+    let mut at = 0;
+    while mask != 0 {
+        let bit = mask.trailing_zeros();
+        out |= (value >> bit & 1) << at;
+        at += 1;
+        mask &= mask - 1;
+    }
+    out
+}
+
+/// Bit scatter (SDM vol. 2, PDEP).
+extern "C" fn pdep(_env: *mut u8, value: u64, mut mask: u64) -> u64 {
+    let mut out = 0;
+    let mut at = 0;
+    while mask != 0 {
+        out |= (value >> at & 1) << mask.trailing_zeros();
+        at += 1;
+        mask &= mask - 1;
+    }
+    out
 }

@@ -1,0 +1,141 @@
+//! Leaving a block: side exits, the terminator, linkable jumps, the indirect-jump probe; and the
+//! cold pieces of a block.
+
+use super::asm::*;
+use super::frame::*;
+use super::generate::{Cold, ColdKind, Gen};
+use crate::code::{CompileError, ExitRef};
+use crate::ir::{Block, ExitKind, Inst};
+use crate::target::LEAVE_CHAIN;
+
+impl Gen {
+    /// `BrCc`.
+    pub(super) fn brcc(&mut self, block: &Block, inst: &Inst) {
+        let index = inst.imm as usize;
+        let Some(exit) = block.exits.get(index) else {
+            self.error.get_or_insert(CompileError::TooLarge);
+            return;
+        };
+        let cc = self.condition(inst.ins[0], inst.cond);
+        let entry = self.a.label();
+        if self.dirty.is_empty() && matches!(exit.kind, ExitKind::Goto { .. }) {
+            // Nothing to store: the conditional jump itself is linked.
+            self.a.align(4, 2);
+            self.links[index] = Some((self.a.pos() + 2, entry));
+            self.a.jcc(cc, entry);
+            let kind = ColdKind::Chain { exit: index as u16 };
+            self.cold.push(Cold { entry, back: entry, kind });
+            return;
+        }
+        let (first, count) = self.record_dirty();
+        self.a.jcc(cc, entry);
+        let kind = ColdKind::Exit { exit: index as u16, first, count };
+        self.cold.push(Cold { entry, back: entry, kind });
+    }
+
+    /// `Exit`.
+    pub(super) fn exit(&mut self, block: &Block, inst: &Inst) {
+        let index = inst.imm as usize;
+        let Some(exit) = block.exits.get(index).copied() else {
+            self.error.get_or_insert(CompileError::TooLarge);
+            return;
+        };
+        if exit.kind == ExitKind::Indirect {
+            // Held in a register, so that flushing cannot disturb it.
+            let t = self.take_copy(inst.ins[0]);
+            self.flush();
+            return self.indirect(t);
+        }
+        self.flush();
+        self.direct(index, exit.kind);
+    }
+
+    /// The end of a `Goto` or `Leave` exit, `Env` being up to date.
+    fn direct(&mut self, index: usize, kind: ExitKind) {
+        match kind {
+            ExitKind::Goto { .. } => {
+                self.a.align(4, 1);
+                let entry = self.a.label();
+                self.links[index] = Some((self.a.pos() + 1, entry));
+                self.a.jmp(entry);
+                let kind = ColdKind::Chain { exit: index as u16 };
+                self.cold.push(Cold { entry, back: entry, kind });
+            }
+            ExitKind::Leave { code, pc } => {
+                if let Some(pc) = pc {
+                    self.store_pc(pc);
+                }
+                self.leave(code);
+            }
+            ExitKind::Indirect => {
+                // Only a terminator has a target value.
+                self.error.get_or_insert(CompileError::TooLarge);
+            }
+        }
+    }
+    fn leave(&mut self, code: u32) {
+        self.a.store_i(W32, frame(RES), code as i32);
+        let to = self.inner.thunks.leave;
+        self.a.jmp_to(to);
+    }
+
+    /// Jumps to the block at the guest pc in `t`, through the jump cache.
+    fn indirect(&mut self, t: Reg) {
+        let shared = self.inner.shared.clone();
+        let e = &shared.target.env;
+        self.locked = 1 << t;
+        let i = self.alloc();
+        let pc = shared.target.globals[shared.target.pc_global as usize].offset;
+        self.a.store(W64, env(pc), t);
+        let n_bits = e.jmp_cache_bits;
+        if shared.features.bmi2 {
+            self.a.rorx(W64, i, Rm::R(t), n_bits);
+        } else {
+            self.a.mov(i, t);
+            self.a.shift_i(Sh::Shr, W64, Rm::R(i), n_bits);
+        }
+        self.a.alu_r(Alu::Xor, W32, i, Rm::R(t));
+        self.a.alu_i(Alu::And, W32, Rm::R(i), (1i32 << n_bits) - 1);
+        self.a.shift_i(Sh::Shl, W32, Rm::R(i), 4);
+        let entry = |off: i32| Mem::idx(RSP, i, 0, FRAME + e.jmp_cache as i32 + off);
+        self.a.alu_r(Alu::Cmp, W64, t, entry(0));
+        let miss = self.a.label();
+        self.a.jcc(CC_NE, miss);
+        self.a.jmp_rm(entry(8));
+        self.a.bind(miss);
+        self.a.store(W64, frame(ARGS), t);
+        let lookup = self.inner.thunks.lookup;
+        self.a.jmp_to(lookup);
+    }
+
+    /// Emits one piece of cold code.
+    pub(super) fn cold_piece(&mut self, block: &Block, c: Cold) {
+        self.a.bind(c.entry);
+        match c.kind {
+            ColdKind::Load { .. } | ColdKind::Store { .. } => self.cold_access(c.kind),
+            ColdKind::PtrEnd { snap } => {
+                let to = self.inner.thunks.ptr_end;
+                self.a.call_to(to);
+                self.snaps.set_host(snap, self.a.pos());
+                self.reload_vectors();
+            }
+            ColdKind::Vectors => self.reload_vectors(),
+            ColdKind::Exit { exit, first, count } => {
+                self.emit_stores(first, count, R11);
+                self.direct(exit as usize, block.exits[exit as usize].kind);
+                return;
+            }
+            ColdKind::Chain { exit } => {
+                if let ExitKind::Goto { pc, .. } = block.exits[exit as usize].kind {
+                    self.store_pc(pc);
+                }
+                let exit_ref = ExitRef::new(self.tag, exit as u8).0;
+                let m = env(self.inner.shared.target.env.exit_ref);
+                self.store_const(m, exit_ref, R11);
+                self.leave(LEAVE_CHAIN);
+                return;
+            }
+        }
+        self.a.jmp(c.back);
+    }
+}

@@ -1,0 +1,322 @@
+//! The forward pass: walks a block once, assigns places and emits.
+
+use super::alloc::*;
+use super::asm::*;
+use super::frame::*;
+use super::{Inner, LEAST_ROOM};
+use crate::arena::{CHUNK, Cursor};
+use crate::code::{CodePtr, CompileError, Compiled, Compiler, LinkSite};
+use crate::ir::{Block, Inst, Op, Val};
+use crate::liveness::Liveness;
+use crate::snapshot::{SnapId, Snapshots};
+use crate::target::{LEAVE_PAGE, LEAVE_REQUEST};
+use std::sync::Arc;
+
+/// Code that is emitted after the block's main line.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cold {
+    /// Where it starts.
+    pub entry: Label,
+    /// Where it goes on.
+    pub back: Label,
+    pub kind: ColdKind,
+}
+
+/// What a cold piece does.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ColdKind {
+    /// A load (`ptr` false) or pointer that missed the TLB.
+    Load { addr: Mem, tmp: Reg, info: u32, dst: Reg, aux: u8, ptr: bool, snap: SnapId },
+    /// A store that missed.
+    Store { addr: Mem, tmp: Reg, info: u32, value: Opnd, snap: SnapId },
+    /// The end of a bounced pointer access.
+    PtrEnd { snap: SnapId },
+    /// Vector state is not in registers yet.
+    Vectors,
+    /// A side exit: its stores, then the exit proper.
+    Exit { exit: u16, first: u32, count: u32 },
+    /// The unlinked end of exit `exit`.
+    Chain { exit: u16 },
+}
+
+/// Source of a store that brings `Env` up to date.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Src {
+    Reg(Reg),
+    Const(u64),
+    Mem(i32),
+}
+
+/// The compiler of one thread.
+pub(super) struct Gen {
+    pub inner: Arc<Inner>,
+    cursor: Cursor,
+    pub a: Asm,
+    pub snaps: Snapshots,
+    pub live: Liveness,
+    // ---- roles of registers, from the target ----
+    pub pin_reg: [Reg; 256],
+    pub scratch: u16,
+    // ---- places ----
+    pub vals: Vec<VState>,
+    pub reg_val: [u16; 16],
+    pub locked: u16,
+    pub slots: [u64; NSPILL.div_ceil(64)],
+    pub freed: Vec<i32>,
+    pub last_evicted: u8,
+    /// By register: where its content is set aside while a snapshot is taken, or [`NOMEM`].
+    pub moved: [i32; 16],
+    /// The flags value in EFLAGS.
+    pub flags_now: u16,
+    // ---- globals in memory ----
+    /// Globals whose value is not in `Env` yet.
+    pub dirty: Vec<(u8, u16)>,
+    /// By global: the value known to be in its `Env` slot.
+    pub env_val: Vec<u16>,
+    // ---- the block ----
+    pub pc: u64,
+    pub tag: u64,
+    pub cold: Vec<Cold>,
+    /// Stores of side exits.
+    pub stores: Vec<(u8, Src)>,
+    /// By exit: (offset of the patchable displacement, stub).
+    pub links: Vec<Option<(u32, Label)>>,
+    pub error: Option<CompileError>,
+}
+
+impl Gen {
+    pub(super) fn new(inner: Arc<Inner>) -> Gen {
+        let pins = &inner.shared.pins;
+        let mut pin_reg = [NOREG; 256];
+        for (g, &r) in pins.reg.iter().enumerate().take(256) {
+            pin_reg[g] = r;
+        }
+        let scratch = pins.scratch;
+        Gen {
+            cursor: Cursor::EMPTY,
+            a: Asm::default(),
+            snaps: Snapshots::default(),
+            live: Liveness::default(),
+            pin_reg,
+            scratch,
+            vals: Vec::new(),
+            reg_val: [NOVAL; 16],
+            locked: 0,
+            slots: [0; NSPILL.div_ceil(64)],
+            freed: Vec::new(),
+            last_evicted: 0,
+            moved: [NOMEM; 16],
+            flags_now: NOVAL,
+            dirty: Vec::new(),
+            env_val: Vec::new(),
+            pc: 0,
+            tag: 0,
+            cold: Vec::new(),
+            stores: Vec::new(),
+            links: Vec::new(),
+            error: None,
+            inner,
+        }
+    }
+
+    fn start(&mut self, block: &Block, tag: u64) {
+        let uses = &self.live.uses;
+        self.vals.clear();
+        self.vals.extend(uses.iter().enumerate().map(|(i, &u)| VState::new(i as u16, u)));
+        self.reg_val = [NOVAL; 16];
+        self.locked = 0;
+        self.slots = [0; NSPILL.div_ceil(64)];
+        self.freed.clear();
+        self.flags_now = NOVAL;
+        self.dirty.clear();
+        self.env_val.clear();
+        self.env_val.resize(self.inner.shared.target.globals.len(), NOVAL);
+        self.pc = block.pc;
+        self.tag = tag;
+        self.cold.clear();
+        self.stores.clear();
+        self.links.clear();
+        self.links.resize(block.exits.len(), None);
+        self.snaps.clear();
+        self.error = None;
+    }
+
+    /// Stubs that poisoned and refused entries jump to, then both entries. Returns the offsets of
+    /// the checked and the linked entry.
+    fn prologue(&mut self, block: &Block) -> (u32, u32) {
+        let e = self.inner.shared.target.env;
+        let page_stub = self.a.here();
+        self.a.store_i(W32, frame(RES), LEAVE_PAGE as i32);
+        // Skips the next instruction, 8 bytes.
+        self.a.raw(&[0xeb, 8]);
+        let request_stub = self.a.here();
+        self.a.store_i(W32, frame(RES), LEAVE_REQUEST as i32);
+        self.store_pc(block.pc);
+        let leave = self.inner.thunks.leave;
+        self.a.jmp_to(leave);
+        self.a.align(16, 0);
+        let checked = self.a.pos();
+        for page in &block.pages {
+            if page.slot > e.code_map_len {
+                self.error.get_or_insert(CompileError::TooLarge);
+                continue;
+            }
+            self.a.cmp_d_imm32(env(e.code_map + 4 * page.slot), page.id);
+            self.a.jcc(CC_NE, page_stub);
+        }
+        self.a.align(8, 0);
+        let linked = self.a.pos();
+        self.a.alu_i(Alu::Cmp, W32, env(e.exit_request), 0);
+        self.a.jcc(CC_NE, request_stub);
+        if self.live.vector {
+            self.a.alu_i(Alu::Cmp, W8, env(e.vec_live), 0);
+            let (entry, back) = (self.a.label(), self.a.label());
+            self.a.jcc(CC_E, entry);
+            self.a.bind(back);
+            self.cold.push(Cold { entry, back, kind: ColdKind::Vectors });
+        }
+        (checked, linked)
+    }
+
+    /// Stores a constant to the pc global. May use R11.
+    pub(super) fn store_pc(&mut self, pc: u64) {
+        let t = &self.inner.shared.target;
+        let off = t.globals[t.pc_global as usize].offset;
+        self.store_const(env(off), pc, R11);
+    }
+    /// Stores a 64-bit constant, through `tmp` if it must and has one.
+    pub(super) fn store_const(&mut self, m: Mem, v: u64, tmp: Reg) {
+        match i32::try_from(v as i64) {
+            Ok(imm) => self.a.store_i(W64, m, imm),
+            Err(_) if tmp == NOREG => {
+                self.a.store_i(W32, m, v as i32);
+                self.a.store_i(W32, Mem { disp: m.disp + 4, ..m }, (v >> 32) as i32);
+            }
+            Err(_) => {
+                self.a.mov_i(tmp, v);
+                self.a.store(W64, m, tmp);
+            }
+        }
+    }
+
+    fn body(&mut self, block: &Block) {
+        for (i, inst) in block.insts.iter().enumerate() {
+            if self.live.dead[i] {
+                // A dead instruction's operands were not counted; a dead Put merely does nothing.
+                continue;
+            }
+            self.next_inst();
+            self.inst(block, inst);
+        }
+    }
+
+    fn inst(&mut self, block: &Block, inst: &Inst) {
+        match inst.op {
+            Op::InsnStart => self.pc = inst.imm,
+            Op::Const => self.set_const(inst.dst, inst.imm),
+            Op::Get => self.get(inst.dst, inst.imm as u8),
+            Op::Put => self.put(inst.imm as u8, inst.ins[0]),
+            Op::LdEnv => {
+                let r = self.result(inst.dst, NOREG, 0);
+                self.a.movzx(inst.w, r, env(inst.imm as u32));
+                self.define(inst.dst, r, inst.w.bits() as u8);
+            }
+            Op::StEnv => self.store_value(inst.w, env(inst.imm as u32), inst.ins[0]),
+            Op::Zext => self.zext(inst.w, inst.dst, inst.ins[0]),
+            Op::Sext => self.sext(inst.w, inst.dst, inst.ins[0]),
+            Op::Deposit => self.deposit(inst),
+            Op::Extract => self.extract(inst),
+            Op::Add | Op::Sub | Op::And | Op::Or | Op::Xor | Op::Adc | Op::Sbb => self.alu(inst),
+            Op::Andn => self.andn(inst),
+            Op::Neg | Op::Not => self.neg_not(inst),
+            Op::Inc | Op::Dec => self.inc_dec(inst),
+            Op::Shl | Op::Shr | Op::Sar | Op::Rol | Op::Ror | Op::Rcl | Op::Rcr => self.shift(inst),
+            Op::Shld | Op::Shrd => self.shift_double(inst),
+            Op::Mul => self.mul(inst),
+            Op::MulU2 | Op::MulS2 => self.mul_wide(inst),
+            Op::DivU2 | Op::DivS2 => self.div(inst),
+            Op::Clz | Op::Ctz | Op::Popcnt => self.count_bits(inst),
+            Op::Bswap => self.bswap(inst),
+            Op::Pext | Op::Pdep => self.gather_bits(inst),
+            Op::Lea => self.lea(inst),
+            Op::SetCc => self.setcc(inst),
+            Op::SelCc => self.selcc(inst),
+            Op::FlagsImg => self.flags_img(inst),
+            Op::ImgFlags => self.img_flags(inst),
+            Op::Bt => self.bt(inst),
+            Op::Ld => self.ld(block, inst),
+            Op::St => self.st_guest(block, inst),
+            Op::Ptr => self.ptr(block, inst),
+            Op::PtrEnd => self.ptr_end(inst),
+            Op::LdP => self.ldp(inst),
+            Op::StP => self.stp(inst),
+            Op::AtomicRmw => self.atomic_rmw(inst),
+            Op::AtomicCas => self.atomic_cas(inst),
+            Op::Fence => self.a.mfence(),
+            Op::Call => self.call(inst),
+            Op::Native => self.native(block, inst),
+            Op::BrCc => self.brcc(block, inst),
+            Op::Exit => self.exit(block, inst),
+        }
+    }
+
+    /// `Const`.
+    fn set_const(&mut self, dst: Val, imm: u64) {
+        let s = self.st(dst.0);
+        s.konst = true;
+        s.imm = imm;
+        s.zx = (64 - imm.leading_zeros()) as u8;
+    }
+
+    fn emit(&mut self, block: &Block) -> (u32, u32) {
+        let entries = self.prologue(block);
+        self.body(block);
+        let mut i = 0;
+        // Cold pieces may add further ones.
+        while i < self.cold.len() {
+            let c = self.cold[i];
+            self.cold_piece(block, c);
+            i += 1;
+        }
+        self.a.finish();
+        entries
+    }
+}
+
+impl Compiler for Gen {
+    fn compile(&mut self, block: &Block, tag: u64) -> Result<Compiled, CompileError> {
+        let inner = self.inner.clone();
+        let arena = &inner.shared.arena;
+        if !arena.is_current(&self.cursor) || self.cursor.room() < LEAST_ROOM {
+            self.cursor = arena.chunk().ok_or(CompileError::ArenaFull)?;
+        }
+        self.live.run(&inner.shared.target, block);
+        self.start(block, tag);
+        self.a.start(arena.addr(self.cursor.pos()));
+        let (checked, linked) = self.emit(block);
+        if let Some(error) = self.error.take() {
+            return Err(error);
+        }
+        let len = self.a.bytes().len();
+        if len > CHUNK {
+            return Err(CompileError::TooLarge);
+        }
+        if len > self.cursor.room() {
+            self.cursor = arena.chunk().ok_or(CompileError::ArenaFull)?;
+            self.a.rebase(arena.addr(self.cursor.pos()));
+        }
+        let pos = self.cursor.pos();
+        arena.commit(&mut self.cursor, self.a.bytes(), self.snaps.finish());
+        let start = arena.addr(pos);
+        let site = |&(at, stub): &(u32, Label)| {
+            let stub = pos as u64 + self.a.offset(stub) as u64;
+            LinkSite(pos as u64 + at as u64 | stub << 32)
+        };
+        Ok(Compiled {
+            checked: CodePtr(start + checked as u64),
+            linked: CodePtr(start + linked as u64),
+            range: start..start + len as u64,
+            exits: self.links.iter().map(|l| l.as_ref().map(site)).collect(),
+        })
+    }
+}

@@ -1,0 +1,515 @@
+//! Guest memory: the inline TLB probe, host pointers, atomics.
+//!
+//! The probe (see [`crate::target::TlbLayout`]) for `[base + disp]`:
+//!
+//! ```text
+//!   pext  i, addr, [pext_mask]      (or: rorx/shr by the page bits; and i, [mask])
+//!   lea   t, [addr + size - 1]      (not for bytes)
+//!   and   t, -page
+//!   cmp   t, [rsp + i*8 + tag]
+//!   jne   cold
+//!   mov   i, [rsp + i*8 + addend]
+//!   mov   dst, [i + base + disp]
+//! ```
+//!
+//! The cold piece passes address, access description and value to the runtime through the frame
+//! and comes back with the result. At the probe no pinned register runs ahead of its global.
+
+use super::alloc::*;
+use super::asm::*;
+use super::frame::*;
+use super::generate::{Cold, ColdKind, Gen};
+use crate::ir::{Block, Inst, LD_SX32, LD_SX64, PTR_READ, PTR_WRITE, Rmw, Val, Width};
+use crate::target::{AccessInfo, MemModel, TlbLayout};
+
+/// The probe's outcome: host memory operand, and what the cold piece needs.
+struct Access {
+    host: Mem,
+    guest: Mem,
+    tmp: Reg,
+    entry: Label,
+    back: Label,
+}
+
+impl Gen {
+    /// What is known about table `idx`, or `None` for a linear memory.
+    fn tlb(&self, idx: u8) -> Option<(TlbLayout, u8)> {
+        match &self.inner.shared.target.mem {
+            MemModel::Softmmu { page_bits, tables } => {
+                tables.get(idx as usize).map(|t| (*t, *page_bits))
+            }
+            MemModel::Linear { .. } => None,
+        }
+    }
+
+    /// Takes the registers that the access needs, in front of its snapshot: `(i, t)`.
+    fn probe_temps(&mut self, m: Mem) -> (Reg, Reg) {
+        match self.inner.shared.target.mem {
+            MemModel::Softmmu { .. } => {
+                let i = self.alloc();
+                let t = self.alloc();
+                (i, t)
+            }
+            MemModel::Linear { base: 0 } if m.base != NOREG => (NOREG, NOREG),
+            MemModel::Linear { .. } => (self.alloc(), NOREG),
+        }
+    }
+
+    /// Emits the probe for `size` bytes at `m`.
+    fn probe(&mut self, mmu_idx: u8, m: Mem, size: u32, write: bool, i: Reg, t: Reg) -> Access {
+        let (entry, back) = (self.a.label(), self.a.label());
+        let Some((tlb, page_bits)) = self.tlb(mmu_idx) else {
+            return self.linear(m, i, entry, back);
+        };
+        let f = self.inner.shared.features;
+        // The address in one register; `t` serves until the tag is needed.
+        let addr = match m {
+            Mem { base, index: NOREG, disp: 0, .. } if base != NOREG => base,
+            Mem { base: NOREG, index: NOREG, disp, .. } => {
+                self.a.mov_i(t, disp as i64 as u64);
+                t
+            }
+            m => {
+                self.a.lea(W64, t, m);
+                t
+            }
+        };
+        if f.fast_pext {
+            self.a.pext(false, W64, i, addr, env(tlb.pext_mask_off));
+        } else {
+            if f.bmi2 {
+                self.a.rorx(W64, i, Rm::R(addr), page_bits);
+            } else {
+                self.a.mov(i, addr);
+                self.a.shift_i(Sh::Shr, W64, Rm::R(i), page_bits);
+            }
+            self.a.alu_r(Alu::And, W64, i, env(tlb.mask_off));
+        }
+        if size > 1 {
+            self.a.lea(W64, t, Mem::new(addr, size as i32 - 1));
+        } else {
+            self.a.mov(t, addr);
+        }
+        self.a.alu_i(Alu::And, W64, Rm::R(t), -(1i32 << page_bits));
+        let tag = if write { tlb.tag_w } else { tlb.tag_r };
+        self.a.alu_r(Alu::Cmp, W64, t, Mem::idx(RSP, i, 3, FRAME + tag as i32));
+        self.a.jcc(CC_NE, entry);
+        self.a.load(W64, i, Mem::idx(RSP, i, 3, FRAME + tlb.addend as i32));
+        // Two registers and a displacement fit one operand; else the sum is made here.
+        let host = match m {
+            Mem { base: NOREG, index: NOREG, disp, .. } => Mem::new(i, disp),
+            Mem { index: NOREG, base, disp, .. } => Mem::idx(base, i, 0, disp),
+            Mem { base: NOREG, index, scale, disp } => Mem::idx(i, index, scale, disp),
+            Mem { base, index, scale, disp } => {
+                self.a.lea(W64, i, Mem::idx(i, index, scale, 0));
+                Mem::idx(base, i, 0, disp)
+            }
+        };
+        Access { host, guest: m, tmp: t, entry, back }
+    }
+    /// Guest memory at a constant distance.
+    fn linear(&mut self, m: Mem, i: Reg, entry: Label, back: Label) -> Access {
+        let base = match self.inner.shared.target.mem {
+            MemModel::Linear { base } => base,
+            MemModel::Softmmu { .. } => {
+                self.error.get_or_insert(crate::code::CompileError::TooLarge);
+                0
+            }
+        };
+        let host = if i == NOREG {
+            m
+        } else {
+            self.a.mov_i(i, base);
+            match m {
+                Mem { base: NOREG, index: NOREG, disp, .. } => Mem::new(i, disp),
+                Mem { index: NOREG, base, disp, .. } => Mem::idx(base, i, 0, disp),
+                Mem { base: NOREG, index, scale, disp } => Mem::idx(i, index, scale, disp),
+                Mem { base, index, scale, disp } => {
+                    self.a.lea(W64, i, Mem::idx(i, index, scale, 0));
+                    Mem::idx(base, i, 0, disp)
+                }
+            }
+        };
+        Access { host, guest: m, tmp: i, entry, back }
+    }
+    /// Whether accesses go through the TLB; else a fault comes as a signal at the access itself.
+    fn softmmu(&self) -> bool {
+        matches!(self.inner.shared.target.mem, MemModel::Softmmu { .. })
+    }
+
+    /// `Ld`.
+    pub(super) fn ld(&mut self, block: &Block, inst: &Inst) {
+        let [a, b, ..] = inst.ins;
+        self.clobber();
+        let m = self.address(a, b, inst.aux & 3, inst.imm as i32);
+        let m = self.narrow_address(m);
+        self.release(a);
+        self.release(b);
+        let (i, t) = self.probe_temps(m);
+        // The result may replace a register of the address: it is written last.
+        let d = self.load_result(inst.dst, i);
+        let snap = self.snapshot();
+        let size = inst.w.bytes();
+        let acc = self.probe(block.mmu_idx, m, size, false, i, t);
+        if self.softmmu() {
+            let info = AccessInfo::new(inst.w as u8, block.mmu_idx, PTR_READ).0;
+            let kind = ColdKind::Load {
+                addr: acc.guest,
+                tmp: acc.tmp,
+                info,
+                dst: d,
+                aux: inst.aux,
+                ptr: false,
+                snap,
+            };
+            self.cold.push(Cold { entry: acc.entry, back: acc.back, kind });
+        } else {
+            self.a.bind(acc.entry);
+            self.snaps.set_host(snap, self.a.pos());
+        }
+        let zx = self.extending_load(inst.w, inst.aux, d, Rm::M(acc.host));
+        self.a.bind(acc.back);
+        self.define(inst.dst, d, zx);
+    }
+    /// A register for a loaded value: its hinted pin, else the probe's own temporary.
+    fn load_result(&mut self, dst: Val, i: Reg) -> Reg {
+        if self.wants(dst) {
+            if let Some(p) = self.hint(dst) {
+                self.vacate(p);
+                self.lock(p);
+                return p;
+            }
+        }
+        if i == NOREG { self.alloc() } else { i }
+    }
+    /// Emits the load proper; returns the number of bits that can be non-zero.
+    fn extending_load(&mut self, w: Width, aux: u8, d: Reg, rm: Rm) -> u8 {
+        if aux & LD_SX64 != 0 {
+            self.a.movsx(w, true, d, rm);
+            64
+        } else if aux & LD_SX32 != 0 {
+            self.a.movsx(w, false, d, rm);
+            32
+        } else {
+            self.a.movzx(w, d, rm);
+            w.bits() as u8
+        }
+    }
+
+    /// `St`.
+    pub(super) fn st_guest(&mut self, block: &Block, inst: &Inst) {
+        let [a, b, c, _] = inst.ins;
+        self.clobber();
+        let mut value = match self.konst(c).and_then(|k| imm32(inst.w, k)) {
+            Some(imm) => Opnd::I(imm),
+            None => Opnd::R(self.reg(c)),
+        };
+        let m = self.address(a, b, inst.aux & 3, inst.imm as i32);
+        if let (Opnd::R(r), false) = (value, self.room_for(2)) {
+            if self.is_scratch(r) && r != m.base && r != m.index {
+                // The value waits where the cold piece would put it anyway.
+                self.a.store(W64, frame(ARGS + 16), r);
+                self.locked &= !(1 << r);
+                value = Opnd::M(frame(ARGS + 16));
+            }
+        }
+        let m = self.narrow_address(m);
+        self.release(a);
+        self.release(b);
+        self.release(c);
+        let (i, t) = self.probe_temps(m);
+        let snap = self.snapshot();
+        let acc = self.probe(block.mmu_idx, m, inst.w.bytes(), true, i, t);
+        if self.softmmu() {
+            let info = AccessInfo::new(inst.w as u8, block.mmu_idx, PTR_WRITE).0;
+            let kind = ColdKind::Store { addr: acc.guest, tmp: acc.tmp, info, value, snap };
+            self.cold.push(Cold { entry: acc.entry, back: acc.back, kind });
+        } else {
+            self.a.bind(acc.entry);
+            self.snaps.set_host(snap, self.a.pos());
+        }
+        match value {
+            Opnd::I(imm) => self.a.store_i(inst.w, acc.host, imm),
+            Opnd::R(r) => self.a.store(inst.w, acc.host, r),
+            Opnd::M(waiting) => {
+                self.a.load(W64, acc.tmp, waiting);
+                self.a.store(inst.w, acc.host, acc.tmp);
+            }
+        }
+        self.a.bind(acc.back);
+    }
+    /// The probe needs two registers: if base and index leave only one, their sum takes it.
+    fn narrow_address(&mut self, m: Mem) -> Mem {
+        if self.room_for(2) || m.index == NOREG {
+            return m;
+        }
+        let sum = self.alloc();
+        self.a.lea(W64, sum, m);
+        for r in [m.base, m.index] {
+            if r != NOREG {
+                self.locked &= !(1 << r);
+            }
+        }
+        Mem::new(sum, 0)
+    }
+    /// Whether `n` scratch registers are not locked.
+    fn room_for(&self, n: u32) -> bool {
+        (self.scratch & !self.locked).count_ones() >= n
+    }
+    /// `Ptr`.
+    pub(super) fn ptr(&mut self, block: &Block, inst: &Inst) {
+        let [a, b, ..] = inst.ins;
+        self.clobber();
+        let m = self.address(a, b, inst.aux & 3, inst.imm as i32);
+        let m = self.narrow_address(m);
+        self.release(a);
+        self.release(b);
+        let (i, t) = self.probe_temps(m);
+        let d = if i == NOREG { self.alloc() } else { i };
+        let snap = self.snapshot();
+        let size_log2 = (inst.aux >> 2).min(6);
+        let write = inst.cond & PTR_WRITE != 0;
+        let acc = self.probe(block.mmu_idx, m, 1 << size_log2, write, i, t);
+        if self.softmmu() {
+            let info = AccessInfo::new(size_log2, block.mmu_idx, inst.cond).0;
+            let kind = ColdKind::Load {
+                addr: acc.guest,
+                tmp: acc.tmp,
+                info,
+                dst: d,
+                aux: 0,
+                ptr: true,
+                snap,
+            };
+            self.cold.push(Cold { entry: acc.entry, back: acc.back, kind });
+        } else {
+            self.a.bind(acc.entry);
+        }
+        self.a.lea(W64, d, acc.host);
+        self.a.bind(acc.back);
+        self.define(inst.dst, d, 64);
+    }
+
+    /// `PtrEnd`.
+    pub(super) fn ptr_end(&mut self, inst: &Inst) {
+        self.release(inst.ins[0]);
+        if !self.softmmu() {
+            return;
+        }
+        self.clobber();
+        let snap = self.snapshot();
+        let bounce = env(self.inner.shared.target.env.bounce);
+        self.a.alu_i(Alu::Cmp, W8, bounce, 0);
+        let (entry, back) = (self.a.label(), self.a.label());
+        self.a.jcc(CC_NE, entry);
+        self.a.bind(back);
+        self.cold.push(Cold { entry, back, kind: ColdKind::PtrEnd { snap } });
+    }
+
+    /// `LdP`.
+    pub(super) fn ldp(&mut self, inst: &Inst) {
+        let p = self.reg(inst.ins[0]);
+        self.release(inst.ins[0]);
+        let d = self.result(inst.dst, p, 0);
+        self.a.movzx(inst.w, d, Mem::new(p, inst.imm as i32));
+        self.define(inst.dst, d, inst.w.bits() as u8);
+    }
+    /// `StP`.
+    pub(super) fn stp(&mut self, inst: &Inst) {
+        let p = self.reg(inst.ins[0]);
+        self.store_value(inst.w, Mem::new(p, inst.imm as i32), inst.ins[1]);
+        self.release(inst.ins[0]);
+    }
+
+    /// `AtomicRmw`.
+    pub(super) fn atomic_rmw(&mut self, inst: &Inst) {
+        let [p, b, ..] = inst.ins;
+        let w = inst.w;
+        let Some(op) = Rmw::from_code(inst.aux) else {
+            self.error.get_or_insert(crate::code::CompileError::TooLarge);
+            return;
+        };
+        let wanted = self.wants(inst.dst);
+        let rp = self.reg(p);
+        let m = Mem::new(rp, 0);
+        let alu = match op {
+            Rmw::Add => Alu::Add,
+            Rmw::Sub => Alu::Sub,
+            Rmw::And => Alu::And,
+            Rmw::Or => Alu::Or,
+            _ => Alu::Xor,
+        };
+        if op != Rmw::Xchg {
+            self.clobber();
+        }
+        if !wanted && op != Rmw::Xchg {
+            let r = self.reg(b);
+            self.a.lock_alu(alu, w, m, r);
+            self.release(b);
+        } else if matches!(op, Rmw::Xchg | Rmw::Add | Rmw::Sub) {
+            let sb = self.state(b);
+            self.release(b);
+            let dst = if wanted { inst.dst } else { Val::NONE };
+            let d = self.result(dst, sb.reg, 1 << rp);
+            self.fill_from(d, &sb);
+            if op == Rmw::Sub {
+                self.a.group3(w.max(W32), 3, Rm::R(d));
+            }
+            if op == Rmw::Xchg {
+                self.a.xchg(w, m, d);
+            } else {
+                self.a.lock_xadd(w, m, d);
+            }
+            if w < W32 {
+                self.a.movzx(w, d, Rm::R(d));
+            }
+            self.define(dst, d, w.bits() as u8);
+        } else {
+            self.rmw_loop(inst, alu, m);
+        }
+        self.release(p);
+    }
+    /// AND, OR, XOR with the old value wanted: a compare-and-swap loop.
+    fn rmw_loop(&mut self, inst: &Inst, alu: Alu, m: Mem) {
+        let w = inst.w;
+        let rb = self.reg(inst.ins[1]);
+        let new = self.alloc();
+        let mut rp = m.base;
+        let operand = self.lend_rax(&mut rp, rb);
+        let m = Mem { base: rp, ..m };
+        self.a.movzx(w, RAX, m);
+        let again = self.a.here();
+        self.a.mov(new, RAX);
+        self.a.alu_r(alu, w.max(W32), new, operand);
+        self.a.lock_cmpxchg(w, m, new);
+        self.a.jcc(CC_NE, again);
+        self.a.movzx(w, new, Rm::R(RAX));
+        self.return_rax();
+        self.release(inst.ins[1]);
+        self.define(inst.dst, new, w.bits() as u8);
+    }
+    /// Frees RAX for CMPXCHG: its content goes to a frame word. Returns where operand `r` is then;
+    /// pointer `p` moves to another register if it was there.
+    fn lend_rax(&mut self, p: &mut Reg, r: Reg) -> Rm {
+        self.a.store(W64, frame(ARGS + 24), RAX);
+        if *p == RAX {
+            *p = self.alloc();
+            self.a.mov(*p, RAX);
+        }
+        if self.is_scratch(RAX) {
+            self.vacate(RAX);
+            self.lock(RAX);
+        }
+        if r == RAX { Rm::M(frame(ARGS + 24)) } else { Rm::R(r) }
+    }
+    /// Ends [`Gen::lend_rax`].
+    fn return_rax(&mut self) {
+        if !self.is_scratch(RAX) {
+            self.a.load(W64, RAX, frame(ARGS + 24));
+        }
+    }
+
+    /// `AtomicCas`.
+    pub(super) fn atomic_cas(&mut self, inst: &Inst) {
+        let [p, expect, new, _] = inst.ins;
+        let w = inst.w;
+        self.clobber();
+        let mut rp = self.reg(p);
+        let mut rn = self.reg(new);
+        let se = self.state(expect);
+        if rn == RAX {
+            rn = self.alloc();
+            self.a.mov(rn, RAX);
+        }
+        self.release(p);
+        self.release(expect);
+        self.release(new);
+        // The guest's own accumulator usually takes the result: then RAX needs no detour.
+        let in_place = self.wants(inst.dst) && self.hint(inst.dst) == Some(RAX);
+        if in_place {
+            if rp == RAX {
+                rp = self.alloc();
+                self.a.mov(rp, RAX);
+            }
+            self.vacate(RAX);
+        } else {
+            self.lend_rax(&mut rp, NOREG);
+        }
+        self.fill_from(RAX, &se);
+        self.a.lock_cmpxchg(w, Mem::new(rp, 0), rn);
+        let zx = w.bits() as u8;
+        if in_place {
+            if w < W64 {
+                self.a.movzx(w, RAX, Rm::R(RAX));
+            }
+            self.define(inst.dst, RAX, zx);
+        } else {
+            if self.wants(inst.dst) {
+                self.locked = 1 << RAX;
+                let d = self.alloc();
+                self.a.movzx(w, d, Rm::R(RAX));
+                self.define(inst.dst, d, zx);
+            }
+            self.return_rax();
+        }
+        self.set_flags(inst.fl);
+    }
+
+    /// Emits the cold part of a load, pointer or store.
+    pub(super) fn cold_access(&mut self, kind: ColdKind) {
+        let (addr, tmp, info, snap) = match kind {
+            ColdKind::Load { addr, tmp, info, snap, .. }
+            | ColdKind::Store { addr, tmp, info, snap, .. } => (addr, tmp, info, snap),
+            _ => return,
+        };
+        match addr {
+            Mem { base, index: NOREG, disp: 0, .. } if base != NOREG => {
+                self.a.store(W64, frame(ARGS), base);
+            }
+            Mem { base: NOREG, index: NOREG, disp, .. } => {
+                self.a.store_i(W64, frame(ARGS), disp);
+            }
+            m => {
+                self.a.lea(W64, tmp, m);
+                self.a.store(W64, frame(ARGS), tmp);
+            }
+        }
+        self.a.store_i(W32, frame(ARGS + 8), info as i32);
+        let th = &self.inner.thunks;
+        let to = match kind {
+            ColdKind::Store { .. } => th.store,
+            ColdKind::Load { ptr: true, .. } => th.ptr,
+            _ => th.load,
+        };
+        if let ColdKind::Store { value, .. } = kind {
+            let w = AccessInfo(info).width();
+            match value {
+                Opnd::I(imm) => self.a.store_i(W64, frame(ARGS + 16), imm),
+                Opnd::R(r) => self.a.store(W64, frame(ARGS + 16), r),
+                Opnd::M(_) => {}
+            }
+            if w != W64 {
+                // The bits above the operand are unspecified in the container.
+                self.a.movzx(w, tmp, frame(ARGS + 16));
+                self.a.store(W64, frame(ARGS + 16), tmp);
+            }
+        }
+        self.a.call_to(to);
+        self.snaps.set_host(snap, self.a.pos());
+        self.reload_vectors();
+        if let ColdKind::Load { dst, aux, ptr, info, .. } = kind {
+            if ptr {
+                self.a.load(W64, dst, frame(RES));
+            } else {
+                self.extending_load(AccessInfo(info).width(), aux, dst, Rm::M(frame(RES)));
+            }
+        }
+    }
+    /// After a call in a block that uses vector registers.
+    pub(super) fn reload_vectors(&mut self) {
+        if self.live.vector {
+            let to = self.inner.thunks.vec_load;
+            self.a.call_to(to);
+        }
+    }
+}
