@@ -34,6 +34,7 @@ mod mem;
 mod muldiv;
 mod shift;
 mod thunks;
+mod trap;
 mod width;
 
 use crate::arena::Arena;
@@ -57,7 +58,6 @@ struct Features {
     bmi1: bool,
     bmi2: bool,
     lzcnt: bool,
-    popcnt: bool,
     /// PEXT is one micro-operation, not microcode.
     fast_pext: bool,
 }
@@ -69,7 +69,6 @@ impl Features {
             bmi1: std::arch::is_x86_feature_detected!("bmi1"),
             bmi2,
             lzcnt: std::arch::is_x86_feature_detected!("lzcnt"),
-            popcnt: std::arch::is_x86_feature_detected!("popcnt"),
             fast_pext: bmi2 && !slow_pext(),
         }
     }
@@ -93,8 +92,10 @@ struct Shared {
 }
 
 struct Inner {
-    shared: Arc<Shared>,
+    // First, so that the signal handler forgets the arena before it is unmapped.
+    _watch: trap::Registration,
     thunks: Thunks,
+    shared: Arc<Shared>,
 }
 
 /// Compiles IR to x86-64 machine code and runs it.
@@ -106,8 +107,12 @@ impl X64Backend {
     /// A back end for `target` with (about) `arena_bytes` bytes of code memory.
     ///
     /// # Errors
-    /// The code memory could not be mapped, or is too small for the target's helpers.
+    /// The code memory could not be mapped, or is too small for the target's helpers; the host
+    /// lacks POPCNT (x86-64-v2), which every processor since 2008 has.
     pub fn new(target: Arc<Target>, arena_bytes: usize) -> io::Result<Arc<X64Backend>> {
+        if !std::arch::is_x86_feature_detected!("popcnt") {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "the host has no POPCNT"));
+        }
         let pins = Pins::new(&target);
         let shared = Arc::new(Shared {
             arena: Arena::new(arena_bytes)?,
@@ -116,7 +121,16 @@ impl X64Backend {
             features: Features::detect(),
         });
         let thunks = emit_thunks(&shared)?;
-        Ok(Arc::new(X64Backend { inner: Arc::new(Inner { shared, thunks }) }))
+        let (start, len) = shared.arena.rx_range();
+        let e = &shared.target.env;
+        let _watch = trap::Registration::new(trap::Watched {
+            start,
+            len: len as u64,
+            thunk: thunks.trap,
+            host_pc: e.host_pc,
+            fault: e.fault,
+        })?;
+        Ok(Arc::new(X64Backend { inner: Arc::new(Inner { _watch, thunks, shared }) }))
     }
 }
 
