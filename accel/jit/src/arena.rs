@@ -46,6 +46,8 @@ pub(crate) struct Arena {
     /// Bytes of code.
     used: AtomicUsize,
     meta: Vec<Mutex<ChunkMeta>>,
+    /// Chunks of compilers that are gone.
+    begun: Mutex<Vec<Cursor>>,
 }
 
 // SAFETY: the mappings live as long as the Arena; writes go through `write` (to space that its
@@ -122,6 +124,7 @@ impl Arena {
             generation: AtomicU32::new(0),
             used: AtomicUsize::new(0),
             meta,
+            begun: Mutex::default(),
         })
     }
     /// Address of offset `off` in the executable mapping.
@@ -141,9 +144,22 @@ impl Arena {
     pub(crate) fn is_current(&self, cursor: &Cursor) -> bool {
         cursor.generation == self.generation.load(Ordering::Acquire)
     }
-    /// Takes a fresh chunk.
-    pub(crate) fn chunk(&self) -> Option<Cursor> {
+    /// Takes a chunk with at least `room` bytes left: one that a former compiler has begun, or a
+    /// fresh one.
+    pub(crate) fn chunk(&self, room: usize) -> Option<Cursor> {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.retain(|c| self.is_current(c));
+        if let Some(i) = begun.iter().position(|c| c.room() >= room) {
+            return Some(begun.swap_remove(i));
+        }
+        drop(begun);
         self.span(1)
+    }
+    /// Returns the chunk of a compiler that ends.
+    pub(crate) fn give_back(&self, cursor: Cursor) {
+        if self.is_current(&cursor) {
+            self.begun.lock().unwrap_or_else(PoisonError::into_inner).push(cursor);
+        }
     }
     /// Takes `n` adjacent chunks.
     pub(crate) fn span(&self, n: usize) -> Option<Cursor> {
@@ -256,7 +272,7 @@ mod tests {
         let arena = Arena::new(1 << 20).expect("memfd");
         arena.span(1).expect("thunks");
         arena.keep();
-        let mut c = arena.chunk().expect("chunk");
+        let mut c = arena.chunk(1).expect("chunk");
         let a = c.pos();
         arena.commit(&mut c, &[0x90; 20], &[1, 2]);
         let b = c.pos();
@@ -276,8 +292,8 @@ mod tests {
     #[test]
     fn runs_out_of_chunks_without_harm() {
         let arena = Arena::new(0).expect("memfd");
-        let n = std::iter::from_fn(|| arena.chunk()).count();
+        let n = std::iter::from_fn(|| arena.chunk(1)).count();
         assert_eq!(n, 4);
-        assert!(arena.chunk().is_none());
+        assert!(arena.chunk(1).is_none());
     }
 }

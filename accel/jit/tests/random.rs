@@ -9,7 +9,7 @@ use harness::random::{Gen, Rng};
 use harness::{Machine, RAM, backends, target};
 use std::sync::Arc;
 use tandem_jit::code::Backend;
-use tandem_jit::ir::{Block, ExitKind, Verifier};
+use tandem_jit::ir::{Block, ExitKind, Inst, Op, Verifier, Width};
 use tandem_jit::opt::Passes;
 use tandem_jit::target::*;
 
@@ -138,6 +138,63 @@ fn compare(p: &Program, what: &str, a: &Outcome, b: &Outcome, text: &str) {
     panic!("seed {} {what}:\n{diff}  {}\n  {}\n{text}", p.seed, rest(a), rest(b));
 }
 
+/// Removes what a disagreement does not need: instructions whose results nobody uses, and the ways
+/// values came about (a constant does as well).
+fn shrink(p: &Program, target: &Target, differs: impl Fn(&Program) -> bool) -> Program {
+    let mut best = Program { blocks: p.blocks.clone(), seed: p.seed };
+    let mut verifier = Verifier::default();
+    loop {
+        let mut progress = false;
+        for b in 0..best.blocks.len() {
+            for i in (0..best.blocks[b].insts.len()).rev() {
+                for step in 0..2 {
+                    let mut blocks = best.blocks.clone();
+                    let inst = blocks[b].insts[i];
+                    if step == 0 {
+                        blocks[b].insts.remove(i);
+                    } else if inst.dst.is_some() && inst.op != Op::Const && !inst.fl.is_some() {
+                        let imm = 0x123;
+                        let konst = Inst { dst: inst.dst, imm, ..Inst::new(Op::Const, Width::W64) };
+                        blocks[b].insts[i] = konst;
+                    } else {
+                        continue;
+                    }
+                    let next = Program { blocks, seed: p.seed };
+                    if verifier.check(&next.blocks[b], target).is_ok() && differs(&next) {
+                        best = next;
+                        progress = true;
+                        break;
+                    }
+                }
+            }
+        }
+        if !progress {
+            return best;
+        }
+    }
+}
+
+/// Shrinks a disagreement with the first back end and prints what is left (`TANDEM_IR_SHRINK=1`;
+/// a shrunk program may look at bits that are not defined).
+fn explain(p: &Program, backend: &Arc<dyn Backend>, reference: &Arc<dyn Backend>, link: bool) {
+    if number("TANDEM_IR_SHRINK", 0) == 0 {
+        return;
+    }
+    let target = target();
+    let differs = |p: &Program| {
+        backend.reset();
+        reference.reset();
+        run(p, reference, link) != run(p, backend, link)
+    };
+    let small = shrink(p, &target, differs);
+    backend.reset();
+    for block in &small.blocks {
+        println!("{}", block.listing(Some(&target)));
+    }
+    let (a, b) = (run(&small, reference, link), run(&small, backend, link));
+    compare(&small, "shrunk", &a, &b, "");
+}
+
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
 }
@@ -178,6 +235,9 @@ fn everyone_agrees() {
                     let what = format!("{name}, {}, links {link}", backend.name());
                     match (&mut reference, link) {
                         (Some((_, Some(r))), true) | (Some((Some(r), _)), false) => {
+                            if *r != o {
+                                explain(p, &backend, &backends(&target)[0], link);
+                            }
                             compare(&plain, &what, r, &o, &text);
                         }
                         (slot, _) => {

@@ -243,6 +243,7 @@ impl Gen {
             }
         }
         if pick == NOREG {
+            debug_assert!(false, "one instruction needs too many registers");
             self.error.get_or_insert(CompileError::TooLarge);
             return R11;
         }
@@ -412,6 +413,12 @@ impl Gen {
         if reuse != NOREG && self.is_scratch(reuse) && avoid >> reuse & 1 == 0 {
             let held = self.reg_val[reuse as usize];
             if held == NOVAL || self.vals[held as usize].uses == 0 {
+                self.forget(reuse);
+                return reuse;
+            }
+            if self.scratch & !self.locked == 0 {
+                // The operands fill all scratch registers: one of them is overwritten after all.
+                self.save_elsewhere(reuse, false);
                 self.forget(reuse);
                 return reuse;
             }

@@ -283,12 +283,31 @@ impl Gen {
     }
 }
 
+impl Drop for Gen {
+    fn drop(&mut self) {
+        self.inner.shared.arena.give_back(self.cursor);
+    }
+}
+
+impl Gen {
+    /// Gives the current chunk up for one with at least `room` bytes.
+    fn take_chunk(&mut self, room: usize) -> Result<(), CompileError> {
+        let arena = &self.inner.shared.arena;
+        let old = std::mem::replace(&mut self.cursor, Cursor::EMPTY);
+        if old.room() >= LEAST_ROOM {
+            arena.give_back(old);
+        }
+        self.cursor = arena.chunk(room).ok_or(CompileError::ArenaFull)?;
+        Ok(())
+    }
+}
+
 impl Compiler for Gen {
     fn compile(&mut self, block: &Block, tag: u64) -> Result<Compiled, CompileError> {
         let inner = self.inner.clone();
         let arena = &inner.shared.arena;
         if !arena.is_current(&self.cursor) || self.cursor.room() < LEAST_ROOM {
-            self.cursor = arena.chunk().ok_or(CompileError::ArenaFull)?;
+            self.take_chunk(LEAST_ROOM)?;
         }
         self.live.run(&inner.shared.target, block);
         self.start(block, tag);
@@ -302,7 +321,7 @@ impl Compiler for Gen {
             return Err(CompileError::TooLarge);
         }
         if len > self.cursor.room() {
-            self.cursor = arena.chunk().ok_or(CompileError::ArenaFull)?;
+            self.take_chunk(len)?;
             self.a.rebase(arena.addr(self.cursor.pos()));
         }
         let pos = self.cursor.pos();

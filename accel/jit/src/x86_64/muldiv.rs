@@ -226,15 +226,30 @@ impl Gen {
         }
         self.give_back(low, inst.dst, zx_of(w));
     }
-    /// AX := high byte : low byte.
+    /// AX := high byte : low byte. Needs no further register.
     fn byte_dividend(&mut self, sh: &VState, sl: &VState) {
-        let t = self.alloc();
-        self.fill_from(t, sh);
-        self.a.movzx(W8, t, Rm::R(t));
-        self.a.shift_i(Sh::Shl, W32, Rm::R(t), 8);
-        self.fill_from(RAX, sl);
-        self.a.movzx(W8, RAX, Rm::R(RAX));
-        self.a.alu_r(Alu::Or, W32, RAX, Rm::R(t));
+        if sl.reg == RAX && sh.reg == RAX {
+            self.a.movzx(W8, RAX, Rm::R(RAX));
+            self.a.imul_i(W32, RAX, Rm::R(RAX), 0x101);
+        } else if sl.reg == RAX {
+            self.a.shift_i(Sh::Ror, W64, Rm::R(RAX), 8);
+            self.low_byte(sh);
+            self.a.shift_i(Sh::Rol, W64, Rm::R(RAX), 8);
+        } else {
+            self.fill_from(RAX, sh);
+            self.a.shift_i(Sh::Shl, W32, Rm::R(RAX), 8);
+            self.low_byte(sl);
+        }
+    }
+    /// AL := low byte of a value that is not in RAX.
+    fn low_byte(&mut self, s: &VState) {
+        if s.reg != NOREG {
+            self.a.load(W8, RAX, Rm::R(s.reg));
+        } else if s.konst {
+            self.a.store_i(W8, Rm::R(RAX), s.imm as i32);
+        } else {
+            self.a.load(W8, RAX, frame(s.mem));
+        }
     }
 
     /// `Clz`, `Ctz`, `Popcnt`.

@@ -182,7 +182,11 @@ pub fn target() -> Arc<Target> {
 
 /// Every back end that this host has.
 pub fn backends(target: &Arc<Target>) -> Vec<Arc<dyn Backend>> {
-    vec![InterpBackend::new(target.clone())]
+    vec![
+        InterpBackend::new(target.clone()),
+        #[cfg(target_arch = "x86_64")]
+        tandem_jit::x86_64::X64Backend::new(target.clone(), 1 << 20).expect("code memory"),
+    ]
 }
 
 /// One vCPU: an `Env` and its world.

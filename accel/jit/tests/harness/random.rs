@@ -535,7 +535,7 @@ impl<'a> Gen<'a> {
 
     fn call(&mut self) {
         let args = [self.val(), self.val(), self.val(), self.val()];
-        let (helper, n) = self.rng.pick(&[(0, 4), (0, 2), (1, 1), (2, 0), (3, 1), (4, 1), (5, 1)]);
+        let (helper, n) = self.rng.pick(&[(0, 4), (0, 4), (1, 1), (2, 0), (3, 1), (4, 1), (5, 1)]);
         let mut args = args;
         if matches!(helper, 3 | 5) && !self.rng.chance(4) {
             // Mostly without a fault: an even argument.
