@@ -93,17 +93,11 @@ macro_rules! need_kvm {
 }
 
 impl Machine {
-    /// A machine with 4 MiB of RAM, ROM at 0xf_0000, and one vCPU per state.
+    /// A machine with 4 MiB of RAM, ROM at 0xf_0000, recorders, and one vCPU per state.
     pub fn new(states: Vec<X86State>) -> Machine {
-        let accel = KvmAccel::new().unwrap();
-        let map = GuestMap::new();
-        map.add("ram", RegionKind::Ram, 0, 0xf_0000).unwrap();
-        map.add("rom", RegionKind::Rom, 0xf_0000, 0x1_0000).unwrap();
-        map.add("high", RegionKind::Ram, 0x10_0000, 0x30_0000).unwrap();
-        accel.attach_memory(&map).unwrap();
-        let log = Arc::new(Mutex::new(Vec::new()));
         let (tx, done) = channel();
-        let bus = Arc::new(IoBus::default());
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let bus = IoBus::default();
         for (space, base, len) in [
             (&bus.pio, PORT.into(), 0x20),
             (&bus.mmio, MMIO, 0x1000),
@@ -112,6 +106,22 @@ impl Machine {
             let dev = Recorder { base, log: log.clone(), done: Mutex::new(tx.clone()) };
             space.insert("recorder", base, len, Arc::new(dev)).unwrap();
         }
+        Machine::with_bus(KvmAccel::new().unwrap(), Arc::new(bus), states, log, done)
+    }
+
+    /// The same with other devices.
+    pub fn with_bus(
+        accel: Arc<KvmAccel>,
+        bus: Arc<IoBus>,
+        states: Vec<X86State>,
+        log: Arc<Mutex<Vec<Seen>>>,
+        done: Receiver<u8>,
+    ) -> Machine {
+        let map = GuestMap::new();
+        map.add("ram", RegionKind::Ram, 0, 0xf_0000).unwrap();
+        map.add("rom", RegionKind::Rom, 0xf_0000, 0x1_0000).unwrap();
+        map.add("high", RegionKind::Ram, 0x10_0000, 0x30_0000).unwrap();
+        accel.attach_memory(&map).unwrap();
         let topology = Topology::cores(states.len() as u32).unwrap();
         let table = build(
             &ModelSpec::parse("max").unwrap(),

@@ -7,4 +7,5 @@ mod interrupts;
 mod machine;
 mod modes;
 mod running;
+mod small;
 mod states;
