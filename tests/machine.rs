@@ -70,6 +70,9 @@ fn a_triple_fault_is_status_4_with_a_sentence() {
     });
 }
 
+/// How a guest asks for a reset.
+type Way = fn(Flat) -> Flat;
+
 /// A reset finds the machine as at first, except that a byte of CMOS RAM says that there was one:
 /// `mov al, 50h; out 70h, al; in al, 71h; test al, al; jnz done; mov al, 1; out 71h, al`, then
 /// `how`; at `done` the machine is turned off.
@@ -87,7 +90,7 @@ fn resets_once(how: impl Fn(Flat) -> Flat) -> Flat {
 fn every_kind_of_reset_starts_again() {
     on_each(|accel| {
         let dir = Dir::new("reset");
-        let ways: [(&str, fn(Flat) -> Flat); 3] = [
+        let ways: [(&str, Way); 3] = [
             ("port CF9h", |g| g.out(RESET_CONTROL, 0x06)),
             ("keyboard controller", |g| g.out(KEYBOARD_COMMAND, 0xfe)),
             ("port 92h", |g| g.out(0x92, 0x01)),

@@ -155,7 +155,7 @@ pub fn load_piece(
     file.seek(SeekFrom::Start(offset)).map_err(|e| fail(&e))?;
     ram.read_exact_volatile_from(GuestAddress(at), &mut file, file_size as usize)
         .map_err(|e| fail(&e))?;
-    const ZEROES: [u8; 0x1_0000] = [0; 0x1_0000];
+    static ZEROES: [u8; 0x1_0000] = [0; 0x1_0000];
     let (mut from, end) = (at + file_size, at + mem_size);
     while from < end {
         let n = (end - from).min(ZEROES.len() as u64);

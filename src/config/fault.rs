@@ -51,7 +51,7 @@ pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
 }
 
 /// The remedy for a word that is none of `names`: the likely one, else the list.
-pub fn one_of<'a>(word: &str, names: &[&'a str]) -> String {
+pub fn one_of(word: &str, names: &[&str]) -> String {
     match closest(word, names.iter().copied()) {
         Some(c) => format!("did you mean '{c}'?"),
         None => format!("use one of {}", names.join(", ")),
