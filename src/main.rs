@@ -11,6 +11,7 @@ mod accel;
 mod boot;
 mod cli;
 mod config;
+mod doctor;
 mod log;
 mod machine;
 mod signals;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     }
     let exit = match &cli.command {
         Command::Run(args) => run(args),
-        Command::Doctor => Exit::Done,
+        Command::Doctor => doctor::run(),
     };
     exit.into()
 }

@@ -21,29 +21,26 @@ pub struct Proof {
     pub took: Duration,
 }
 
-/// Runs `guest`, a kernel image, with `--accel accel`. `judge` looks at the exit status and the
-/// serial output.
-pub fn run(
-    guest: &[u8],
-    accel: &str,
-    judge: impl FnOnce(Option<i32>, &str) -> Result<(), String>,
-) -> Proof {
+/// Runs the guest with `--accel accel`.
+pub fn run(accel: &str) -> Proof {
     let start = Instant::now();
-    let verdict = match attempt(guest, accel) {
+    let verdict = match attempt(accel) {
         Err(e) => Err(e.to_string()),
         Ok((None, ..)) => Err(format!("the guest did not finish in {} s", LIMIT.as_secs())),
-        Ok((Some(status), serial, said)) => judge(status.code(), &serial).map_err(|why| {
-            let last = said.lines().last().unwrap_or_default();
-            if last.is_empty() { why } else { format!("{why}; {last}") }
-        }),
+        Ok((Some(status), serial, said)) => {
+            tandem_guest::judge(status.code(), &serial).map_err(|why| {
+                let last = said.lines().last().unwrap_or_default();
+                if last.is_empty() { why } else { format!("{why}; {last}") }
+            })
+        }
     };
     Proof { verdict, took: start.elapsed() }
 }
 
 /// Runs the child; returns its status (none if it took too long), what the guest wrote to its
 /// serial port, and what tandem said.
-fn attempt(guest: &[u8], accel: &str) -> io::Result<(Option<ExitStatus>, String, String)> {
-    let kernel = memory_file(guest)?;
+fn attempt(accel: &str) -> io::Result<(Option<ExitStatus>, String, String)> {
+    let kernel = memory_file(tandem_guest::IMAGE)?;
     let mut output = memory_file(b"")?;
     // The files have no name; the child opens ours through /proc.
     let path = |f: &File| format!("/proc/{}/fd/{}", std::process::id(), f.as_raw_fd());
@@ -51,7 +48,7 @@ fn attempt(guest: &[u8], accel: &str) -> io::Result<(Option<ExitStatus>, String,
         .args(["run", "--accel", accel, "-m", "32M", "--no-reboot"])
         .args(["--kernel", &path(&kernel)])
         .args(["--serial", &format!("file:{}", path(&output))])
-        .args(["--device", "isa-debug-exit,iobase=0xf4"])
+        .args(tandem_guest::DEVICES.iter().flat_map(|d| ["--device", d]))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
