@@ -53,7 +53,7 @@ fn integer(t: &mut Translator, insn: &Instruction) -> bool {
         Popcnt => bits::popcnt(t, insn),
         Andn => bits::andn(t, insn),
         Blsi | Blsr | Blsmsk => bits::lowest_bit(t, insn),
-        Bextr | Bzhi => bits::extract(t, insn),
+        Bextr | Bzhi if !is_xop(insn) => bits::extract(t, insn),
         Pdep | Pext => bits::deposit(t, insn),
         Adcx | Adox => bits::add_carry(t, insn),
         Crc32 => bits::crc32(t, insn),
@@ -70,6 +70,12 @@ fn integer(t: &mut Translator, insn: &Instruction) -> bool {
         _ => return false,
     }
     true
+}
+
+/// AMD's abandoned encoding of BEXTR with an immediate.
+fn is_xop(insn: &Instruction) -> bool {
+    use iced_x86::Code::*;
+    matches!(insn.code(), XOP_Bextr_r32_rm32_imm32 | XOP_Bextr_r64_rm64_imm32)
 }
 
 /// Control transfers.

@@ -1,0 +1,187 @@
+//! Each form of each instruction by itself, on random operands.
+
+use super::forms::{self, Want};
+use super::machine::{End, Machine};
+use super::memory::{Arena, DATA_LEN, data, set_data};
+use super::native::{self, Regs, START};
+use super::rng::Rng;
+use iced_x86::{Code, Formatter, Instruction, Mnemonic, NasmFormatter, OpKind, RflagsBits};
+use tandem_tcg::x86::mode::Mode;
+
+/// The mode of a user program in 64-bit code.
+pub const USER: Mode = Mode::CPL0
+    .union(Mode::CPL1)
+    .union(Mode::CODE64)
+    .union(Mode::SS32)
+    .union(Mode::PE)
+    .union(Mode::LMA);
+
+const REPEATS: usize = 24;
+
+/// The flags image of iced's flag bits.
+pub fn image(bits: u32) -> u64 {
+    let map = [
+        (RflagsBits::CF, 1),
+        (RflagsBits::PF, 4),
+        (RflagsBits::AF, 0x10),
+        (RflagsBits::ZF, 0x40),
+        (RflagsBits::SF, 0x80),
+        (RflagsBits::OF, 0x800),
+        (RflagsBits::DF, 0x400),
+    ];
+    map.iter().filter(|(b, _)| bits & b != 0).fold(0, |m, (_, f)| m | f)
+}
+
+pub fn text(insn: &Instruction) -> String {
+    let mut s = String::new();
+    NasmFormatter::new().format(insn, &mut s);
+    s
+}
+
+/// Whether the division `insn` raises #DE with these operands.
+fn divides_badly(insn: &Instruction, regs: &Regs, data: &[u8]) -> bool {
+    let signed = insn.mnemonic() == Mnemonic::Idiv;
+    let (bits, divisor) = if insn.op0_kind() == OpKind::Memory {
+        let index = if insn.memory_index() == iced_x86::Register::None {
+            0
+        } else {
+            regs.gpr[12] * u64::from(insn.memory_index_scale())
+        };
+        let at = regs.gpr[3] + index + insn.memory_displacement64() - super::memory::DATA;
+        let mut v = [0; 8];
+        let n = insn.memory_size().size();
+        v[..n].copy_from_slice(&data[at as usize..at as usize + n]);
+        (8 * n as u32, u64::from_le_bytes(v))
+    } else {
+        let r = insn.op0_register();
+        let v = regs.gpr[r.full_register().number()];
+        let high = matches!(
+            r,
+            iced_x86::Register::AH
+                | iced_x86::Register::CH
+                | iced_x86::Register::DH
+                | iced_x86::Register::BH
+        );
+        let v = if high { regs.gpr[r.number() & 3] >> 8 } else { v };
+        (8 * r.size() as u32, v)
+    };
+    let mask = u64::MAX >> (64 - bits);
+    let (lo, hi) = if bits == 8 {
+        (regs.gpr[0] & 0xff, regs.gpr[0] >> 8 & 0xff)
+    } else {
+        (regs.gpr[0] & mask, regs.gpr[2] & mask)
+    };
+    let divisor = divisor & mask;
+    if divisor == 0 {
+        return true;
+    }
+    let n = u128::from(hi) << bits | u128::from(lo);
+    if !signed {
+        return n / u128::from(divisor) > u128::from(mask);
+    }
+    let up = 128 - 2 * bits;
+    let n = (n << up) as i128 >> up;
+    let d = (divisor << (64 - bits)) as i64 >> (64 - bits);
+    match n.checked_div(i128::from(d)) {
+        None => true,
+        Some(q) => {
+            let top = 1i128 << (bits - 1);
+            q >= top || q < -top
+        }
+    }
+}
+
+/// Runs one case natively and on `m`; panics with everything one needs if they differ.
+fn compare(m: &mut Machine, insn: &Instruction, bytes: &[u8], regs: &Regs, memory: &[u8]) {
+    let traps = matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
+        && divides_badly(insn, regs, memory);
+    if std::env::var_os("ISA_TRACE").is_some() {
+        eprintln!("{} {bytes:02x?} {regs:x?}", text(insn));
+    }
+    set_data(memory);
+    let expect = if traps { *regs } else { native::run(bytes, regs) };
+    let expect_data = data();
+    set_data(memory);
+    let got = m.run(bytes, START, USER, regs);
+    let end = if traps { End::Divide } else { End::Done };
+    let mask = 0xcd5 & !image(insn.rflags_undefined());
+    let flags_ok = (got.regs.flags ^ expect.flags) & mask == 0;
+    let data_ok = data() == expect_data;
+    if got.end == end && got.regs.gpr == expect.gpr && flags_ok && data_ok {
+        return;
+    }
+    let at = (0..DATA_LEN).find(|&i| data()[i] != expect_data[i]);
+    panic!(
+        "{} ({bytes:02x?})\nregisters {regs:x?}\nexpected  {expect:x?} {end:?}\n\
+         got       {got:x?}\nflags compared {mask:#x}; first different data byte {at:x?}\n{}",
+        text(insn),
+        m.listing()
+    );
+}
+
+fn random_data(rng: &mut Rng) -> Vec<u8> {
+    (0..DATA_LEN).map(|_| rng.bits() as u8).collect()
+}
+
+fn wants(code: Code) -> Vec<Want> {
+    let mut all = Vec::new();
+    let op = code.op_code();
+    for memory in [false, true] {
+        if memory != forms::has_memory(code) && (memory || !forms::has_register_form(code)) {
+            continue;
+        }
+        all.push(Want { memory, lock: false, sequence: false });
+        if memory && op.can_use_lock_prefix() {
+            all.push(Want { memory, lock: true, sequence: false });
+        }
+    }
+    all
+}
+
+fn every_form(m: &mut Machine, only: impl Fn(Code) -> bool) -> usize {
+    let mut guard = Arena::lock();
+    let _ = guard.as_mut();
+    let mut rng = Rng::new(1);
+    let mut forms = 0;
+    for code in Code::values().filter(|&c| forms::is_integer(c) && only(c)) {
+        for want in wants(code) {
+            let mut seen = false;
+            for round in 0..REPEATS {
+                let Some(mut insn) = forms::build(code, want, &mut rng) else { break };
+                let rep = code.op_code().can_use_rep_prefix() && insn.is_string_instruction();
+                if rep && round % 3 == 1 {
+                    insn.set_has_rep_prefix(true);
+                } else if rep && round % 3 == 2 && code.op_code().can_use_repne_prefix() {
+                    insn.set_has_repne_prefix(true);
+                }
+                let mut regs = forms::registers(&mut rng);
+                forms::settle(&mut insn, &mut regs, &mut rng);
+                let Some(bytes) = forms::encode(&insn, START) else { continue };
+                let mut d = iced_x86::Decoder::with_ip(64, &bytes, START, 0);
+                let insn = d.decode();
+                let memory = random_data(&mut rng);
+                compare(m, &insn, &bytes, &regs, &memory);
+                seen = true;
+            }
+            forms += usize::from(seen);
+            if !seen {
+                let insn = forms::build(code, want, &mut rng);
+                let why = insn.map(|i| iced_x86::Encoder::new(64).encode(&i, START));
+                eprintln!("not tried: {code:?} {want:?}: {why:?}");
+            }
+        }
+    }
+    forms
+}
+
+#[test]
+fn interpreter() {
+    let n = every_form(&mut Machine::interp(false), |_| true);
+    assert!(n > 400, "only {n} forms");
+    eprintln!("{n} forms");
+}
+
+#[test]
+fn interpreter_after_passes() {
+    every_form(&mut Machine::interp(true), |_| true);
+}

@@ -1,0 +1,11 @@
+//! The instruction set: what the translator makes of guest code must equal what the host processor
+//! does with the same bytes, registers and memory.
+
+mod forms;
+mod machine;
+mod memory;
+mod native;
+mod rng;
+
+#[cfg(target_arch = "x86_64")]
+mod every_form;

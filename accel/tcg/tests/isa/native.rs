@@ -1,0 +1,79 @@
+//! The oracle: runs code on the host processor, with all general registers and flags given.
+
+use super::memory::{CODE, CONTEXT, peek, poke};
+
+/// Registers and flags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Regs {
+    /// General registers in encoding order.
+    pub gpr: [u64; 16],
+    /// RFLAGS.
+    pub flags: u64,
+}
+
+/// Where the code under test starts.
+pub const START: u64 = CODE + 0x200;
+
+const IN: u32 = CONTEXT as u32;
+const OUT: u32 = CONTEXT as u32 + 0x200;
+const HOST_SP: u32 = CONTEXT as u32 + 0x100;
+
+/// `op reg, [absolute]` with REX.W.
+fn absolute(code: &mut Vec<u8>, opcode: u8, reg: u8, at: u32) {
+    code.extend([0x48 | (reg >> 3) << 2, opcode, 0x04 | (reg & 7) << 3, 0x25]);
+    code.extend(at.to_le_bytes());
+}
+
+fn prologue() -> Vec<u8> {
+    // push rbx, rbp, r12..r15
+    let mut c = vec![0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57];
+    absolute(&mut c, 0x89, 4, HOST_SP);
+    // push [flags]; popfq
+    c.extend([0xff, 0x34, 0x25]);
+    c.extend((IN + 0x80).to_le_bytes());
+    c.push(0x9d);
+    for r in 0..16 {
+        absolute(&mut c, 0x8b, r, IN + 8 * u32::from(r));
+    }
+    let to = (START - CODE) as i32 - (c.len() as i32 + 5);
+    c.push(0xe9);
+    c.extend(to.to_le_bytes());
+    c
+}
+
+fn epilogue() -> Vec<u8> {
+    let mut c = Vec::new();
+    for r in 0..16 {
+        absolute(&mut c, 0x89, r, OUT + 8 * u32::from(r));
+    }
+    absolute(&mut c, 0x8b, 4, HOST_SP);
+    // pushfq; pop [flags]; cld
+    c.extend([0x9c, 0x8f, 0x04, 0x25]);
+    c.extend((OUT + 0x80).to_le_bytes());
+    c.push(0xfc);
+    c.extend([0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3]);
+    c
+}
+
+/// Runs `code` at [`START`] on the host. It must come to its end, and touch no memory but the data.
+/// The caller holds the arena.
+pub fn run(code: &[u8], regs: &Regs) -> Regs {
+    poke(CODE, &prologue());
+    poke(START, code);
+    poke(START + code.len() as u64, &epilogue());
+    for (i, v) in regs.gpr.iter().enumerate() {
+        poke(u64::from(IN) + 8 * i as u64, &v.to_le_bytes());
+    }
+    poke(u64::from(IN) + 0x80, &(regs.flags | 0x202).to_le_bytes());
+    // SAFETY: the prologue saves every register that the ABI wants kept and the host stack pointer,
+    // the epilogue restores them; the code between is the caller's, bounded as documented.
+    unsafe {
+        let f: extern "C" fn() = std::mem::transmute(CODE as *const ());
+        f();
+    }
+    let mut out = Regs { flags: peek(u64::from(OUT) + 0x80), ..Regs::default() };
+    for (i, v) in out.gpr.iter_mut().enumerate() {
+        *v = peek(u64::from(OUT) + 8 * i as u64);
+    }
+    out
+}
