@@ -185,3 +185,13 @@ fn interpreter() {
 fn interpreter_after_passes() {
     every_form(&mut Machine::interp(true), |_| true);
 }
+
+#[test]
+fn jit() {
+    every_form(&mut Machine::jit(false), |_| true);
+}
+
+#[test]
+fn jit_after_passes() {
+    every_form(&mut Machine::jit(true), |_| true);
+}

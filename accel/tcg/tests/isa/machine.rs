@@ -144,6 +144,14 @@ impl Machine {
         Machine::new(InterpBackend::new(target.clone()), target, passes)
     }
 
+    /// The x86-64 back end, with or without the passes before it.
+    #[cfg(target_arch = "x86_64")]
+    pub fn jit(passes: bool) -> Machine {
+        let target = Arc::new(target());
+        let backend = tandem_jit::x86_64::X64Backend::new(target.clone(), 16 << 20);
+        Machine::new(backend.expect("a code arena"), target, passes)
+    }
+
     fn new(backend: Arc<dyn Backend>, target: Arc<Target>, passes: bool) -> Machine {
         let mem = backend.alloc_env().expect("memory for an Env");
         let mut m = Machine {
