@@ -296,3 +296,154 @@ pub fn set_pkru(env: &mut Env, v: u32) {
         env.flush_everything();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::mode::Mode;
+    use super::super::testing::{Bench, PT};
+    use super::*;
+    use std::sync::atomic::Ordering;
+
+    const NO: Result<(), Exception> = Err(GP);
+
+    // SDM vol. 3 §10.8.5: the order in which an OS enters IA-32e mode.
+    #[test]
+    fn entering_and_leaving_long_mode() {
+        let mut b = Bench::new();
+        b.protected(0);
+        let env = b.env();
+        write(env, 3, PT).unwrap();
+        env.cpu.efer |= efer::LME;
+        // Paging without PAE.
+        assert_eq!(write(env, 0, 0x8000_0011), NO);
+        write(env, 4, cr4::PAE).unwrap();
+        write(env, 0, 0x8000_0011).unwrap();
+        assert!(env.cpu.long_mode() && env.core.mode & Mode::LMA.bits() != 0);
+        assert_eq!(write(env, 4, 0), NO);
+        write(env, 0, 0x11).unwrap();
+        assert!(!env.cpu.long_mode());
+        b.long(0);
+        assert_eq!(write(b.env(), 0, 0x11), NO);
+    }
+
+    // SDM vol. 2, MOV to control registers.
+    #[test]
+    fn invalid_values_are_refused() {
+        let mut b = Bench::new();
+        b.protected(0);
+        let env = b.env();
+        for v in [0x8000_0000, 0x2000_0001, 1 << 32] {
+            assert_eq!(write(env, 0, v), NO, "{v:#x}");
+        }
+        assert_eq!(write(env, 4, 1 << 13), NO);
+        assert_eq!(write(env, 4, cr4::PCIDE), NO);
+        assert_eq!(write(env, 8, 16), NO);
+        assert_eq!(write(env, 5, 0), Err(Exception::UD));
+        write(env, 0, 1 << 6 | 1).unwrap();
+        assert_eq!(read(env, 0), Ok(0x11));
+        b.long(0);
+        assert_eq!(write(b.env(), 3, 1 << 52), NO);
+        assert_eq!(write(b.env(), 3, 1 << 48), NO);
+        b.long(3);
+        assert_eq!(read(b.env(), 0), Err(GP));
+        assert_eq!(write(b.env(), 2, 0), NO);
+    }
+
+    #[test]
+    fn pae_loads_pdptes() {
+        let mut b = Bench::new();
+        b.poke64(PT, 1 << 1 | 1);
+        b.protected(0);
+        let env = b.env();
+        env.cpu.cr4 = cr4::PAE;
+        env.cpu.cr3 = PT;
+        assert_eq!(write(env, 0, 0x8000_0011), NO);
+        b.poke64(PT, 0x5001);
+        write(b.env(), 0, 0x8000_0011).unwrap();
+        assert_eq!(b.env().cpu.pdpte[0], 0x5001);
+        b.poke64(PT, 0x6001);
+        write(b.env(), 3, PT).unwrap();
+        assert_eq!(b.env().cpu.pdpte[0], 0x6001);
+    }
+
+    #[test]
+    fn pcid_and_stale_translations() {
+        let mut b = Bench::new();
+        b.long(0);
+        let env = b.env();
+        write(env, 4, cr4::PAE | cr4::PCIDE | cr4::PGE).unwrap();
+        assert_eq!(env.read_u8(0x5000, 1), Ok(0));
+        b.poke64(PT + 0x2000, 0);
+        // The same space, kept; another space, flushed.
+        write(b.env(), 3, 1 << 63 | PT).unwrap();
+        assert!(b.env().read_u8(0x5000, 1).is_ok());
+        write(b.env(), 3, 1 << 63 | PT | 1).unwrap();
+        assert_eq!(b.env().cpu.cr3, PT | 1);
+        assert!(b.env().read_u8(0x5000, 1).is_err());
+        assert_eq!(write(b.env(), 0, 0x11), NO);
+    }
+
+    // SDM vol. 2, INVPCID.
+    #[test]
+    fn invpcid_checks_its_descriptor() {
+        let mut b = Bench::new();
+        b.poke64(0x6000, 1);
+        b.poke64(0x6008, 0x5000);
+        b.long(0);
+        assert_eq!(invpcid(b.env(), 0, 0x6000), NO);
+        b.poke64(0x6000, 0);
+        b.env().read_u8(0x5000, 1).unwrap();
+        b.poke64(PT + 0x2000, 0x87 & !1);
+        assert!(b.env().read_u8(0x5000, 1).is_ok());
+        assert_eq!(invpcid(b.env(), 0, 0x6000), Ok(()));
+        assert!(b.env().read_u8(0x5000, 1).is_err());
+        b.poke64(PT + 0x2000, 0x87);
+        assert_eq!(invpcid(b.env(), 4, 0x6000), NO);
+        b.poke64(0x6008, 1 << 47);
+        assert_eq!(invpcid(b.env(), 0, 0x6000), NO);
+        assert_eq!(invpcid(b.env(), 2, 0x6000), Ok(()));
+    }
+
+    #[test]
+    fn lmsw_cannot_leave_protected_mode() {
+        let mut b = Bench::new();
+        b.protected(0);
+        lmsw(b.env(), 0xe).unwrap();
+        assert_eq!(b.env().cpu.cr0, 0x1f);
+        clts(b.env()).unwrap();
+        lmsw(b.env(), 0).unwrap();
+        assert_eq!(b.env().cpu.cr0, 0x11);
+    }
+
+    // SDM vol. 1 §13.3.
+    #[test]
+    fn xcr0_and_pkru() {
+        let mut b = Bench::new();
+        b.protected(0);
+        let env = b.env();
+        assert_eq!(xsetbv(env), Err(Exception::UD));
+        env.cpu.cr4 |= cr4::OSXSAVE;
+        env.cpu.gpr[gpr::RAX] = 5;
+        assert_eq!(xsetbv(env), NO);
+        env.cpu.gpr[gpr::RAX] = 3;
+        xsetbv(env).unwrap();
+        assert_eq!(xgetbv(env), Ok(3));
+        env.cpu.gpr[gpr::RCX] = 2;
+        assert_eq!(xgetbv(env), Err(GP));
+        assert_eq!(wrpkru(env), Err(Exception::UD));
+        env.cpu.cr4 |= cr4::PKE;
+        assert_eq!(wrpkru(env), NO);
+        env.cpu.gpr[gpr::RCX] = 0;
+        wrpkru(env).unwrap();
+        assert_eq!(rdpkru(env), Ok(3));
+    }
+
+    #[test]
+    fn cr8_is_the_local_apics() {
+        let mut b = Bench::new();
+        b.long(0);
+        write(b.env(), 8, 9).unwrap();
+        assert_eq!(b.intc.tpr.load(Ordering::Relaxed), 9);
+        assert_eq!(read(b.env(), 8), Ok(9));
+    }
+}

@@ -76,3 +76,53 @@ pub fn instruction_breakpoint(cpu: &mut Cpu, addr: u64) -> Option<Exception> {
     }
     enabled.then(|| debug(hit))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Bench;
+    use super::*;
+
+    #[test]
+    fn reserved_bits_and_aliases() {
+        let mut b = Bench::new();
+        b.protected(0);
+        let env = b.env();
+        write(env, 7, 0xffff_ffff & !dr7::GD).unwrap();
+        assert_eq!(read(env, 7), Ok(0xffff_07ff));
+        write(env, 4, 0xffff_ffff).unwrap();
+        assert_eq!(read(env, 6), Ok(0xffff_eff0 | 0xf));
+        assert_eq!(write(env, 6, 1 << 32), Err(Exception::gp(0)));
+        env.cpu.cr4 |= cr4::DE;
+        assert_eq!(read(env, 5), Err(Exception::UD));
+        b.protected(3);
+        assert_eq!(read(b.env(), 0), Err(Exception::gp(0)));
+    }
+
+    // SDM vol. 3 §18.2.4.
+    #[test]
+    fn general_detect() {
+        let mut b = Bench::new();
+        b.protected(0);
+        write(b.env(), 7, dr7::GD).unwrap();
+        let e = read(b.env(), 0).unwrap_err();
+        assert_eq!((e.vector, e.dr6), (vector::DB, dr6::BD));
+    }
+
+    #[test]
+    fn instruction_breakpoints() {
+        let mut b = Bench::new();
+        b.protected(0);
+        let env = b.env();
+        write(env, 0, 0x7000).unwrap();
+        write(env, 2, 0x7000).unwrap();
+        write(env, 1, 0x7000).unwrap();
+        // DR0 enabled for execution, DR1 watches writes, DR2 matches but is off.
+        write(env, 7, 0x0010_0005 & !4 | 4).unwrap();
+        let e = instruction_breakpoint(&mut env.cpu, 0x7000).unwrap();
+        assert_eq!(e.dr6, 0b101);
+        env.cpu.eflags |= rflags::RF;
+        assert_eq!(instruction_breakpoint(&mut env.cpu, 0x7000), None);
+        assert_eq!(env.cpu.eflags & rflags::RF, 0);
+        assert_eq!(instruction_breakpoint(&mut env.cpu, 0x7001), None);
+    }
+}

@@ -335,3 +335,142 @@ pub fn finish_outer(env: &mut Env, to: ReturnTo) {
     }
     env.update_mode();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{BIG, Bench, CODE, DATA, LONG, TSS, descriptor, dpl, gate, sel};
+    use super::*;
+
+    fn jump(b: &mut Bench, selector: u16, offset: u64) -> Result<(), Exception> {
+        transfer(b.env(), Kind::Jump, selector, offset, 4, 0x7005)
+    }
+    fn call(b: &mut Bench, selector: u16, offset: u64, size: u8) -> Result<(), Exception> {
+        transfer(b.env(), Kind::Call, selector, offset, size, 0x7005)
+    }
+    fn at(b: &mut Bench) -> (u16, u64, u64, u8) {
+        let c = &b.env().cpu;
+        (c.seg[seg::CS].selector, c.rip, c.gpr[gpr::RSP], c.cpl())
+    }
+
+    #[test]
+    fn real_mode_call_and_return() {
+        let mut b = Bench::new();
+        b.load(|s| {
+            s.seg[seg::CS].base = 0x7000;
+            s.seg[seg::CS].selector = 0x700;
+        });
+        call(&mut b, 0x800, 0x1_0010, 2).unwrap();
+        assert_eq!(at(&mut b), (0x800, 0x10, 0x7ffc, 0));
+        assert_eq!(b.env().cpu.seg_base[seg::CS], 0x8000);
+        ret(b.env(), 2, 2).unwrap();
+        assert_eq!(at(&mut b), (0x700, 0x7005, 0x8002, 0));
+        // Beyond the limit.
+        assert_eq!(transfer(b.env(), Kind::Jump, 0, 0x1_0000, 4, 0), Err(Exception::gp(0)));
+    }
+
+    #[test]
+    fn entering_protected_and_long_mode_by_jump() {
+        let mut b = Bench::new();
+        b.long(0);
+        jump(&mut b, sel::CODE0, 0x6000).unwrap();
+        assert!(!b.env().cpu.code64());
+        jump(&mut b, sel::LONG0, 0x6100).unwrap();
+        assert!(b.env().cpu.code64());
+        // L and D together are reserved.
+        b.gdt(sel::FREE, descriptor(0, 0xf_ffff, CODE | LONG | ATTR_DB));
+        assert_eq!(jump(&mut b, sel::FREE, 0), Err(Exception::gp(code(sel::FREE))));
+        let r = transfer(b.env(), Kind::Jump, sel::LONG0, 1 << 47, 8, 0);
+        assert_eq!(r, Err(Exception::gp(0)));
+    }
+
+    #[test]
+    fn direct_transfers_check_privilege() {
+        let mut b = Bench::new();
+        b.gdt(sel::FREE, descriptor(0, 0xf_ffff, CODE | 4 | BIG));
+        b.protected(3);
+        assert_eq!(jump(&mut b, sel::CODE0, 0), Err(Exception::gp(8)));
+        assert_eq!(jump(&mut b, sel::DATA3, 0), Err(Exception::gp(0x20)));
+        assert_eq!(jump(&mut b, 0, 0), Err(Exception::gp(0)));
+        jump(&mut b, sel::FREE, 0x5000).unwrap();
+        assert_eq!(at(&mut b), (sel::FREE | 3, 0x5000, 0x8000, 3));
+    }
+
+    // SDM vol. 3 §5.8.5.
+    #[test]
+    fn call_gate_32_copies_parameters_and_returns() {
+        let mut b = Bench::new();
+        b.gdt(sel::FREE, gate(sel::CODE0, 0x4000, ty::CALL, 3, 2));
+        b.poke32(TSS + 4, 0x9000);
+        b.poke32(TSS + 8, sel::DATA0.into());
+        b.poke64(0x8000, 0x2222_2222_1111_1111);
+        b.protected(3);
+        call(&mut b, sel::FREE | 3, 0xdead, 4).unwrap();
+        assert_eq!(at(&mut b), (sel::CODE0, 0x4000, 0x9000 - 24, 0));
+        let frame: Vec<u32> = (0..6).map(|i| b.peek32(0x9000 - 24 + 4 * i)).collect();
+        assert_eq!(frame, [0x7005, 0x1b, 0x1111_1111, 0x2222_2222, 0x8000, 0x23]);
+        // DS of ring 0 does not survive the way out.
+        segment::load_seg(b.env(), seg::DS, sel::DATA0).unwrap();
+        ret(b.env(), 4, 8).unwrap();
+        assert_eq!(at(&mut b), (sel::CODE3, 0x7005, 0x8008, 3));
+        assert_eq!(b.env().cpu.seg[seg::DS].selector, 0);
+        assert_eq!(b.env().cpu.seg[seg::ES].selector, sel::DATA3);
+        // JMP through the gate may not change level.
+        assert_eq!(jump(&mut b, sel::FREE | 3, 0), Err(Exception::gp(8)));
+        b.gdt(sel::FREE, gate(sel::CODE0, 0x4000, ty::CALL, 0, 0));
+        assert_eq!(call(&mut b, sel::FREE | 3, 0, 4), Err(Exception::gp(code(sel::FREE))));
+    }
+
+    #[test]
+    fn call_gate_16() {
+        let mut b = Bench::new();
+        b.gdt(sel::FREE, gate(sel::CODE0, 0xffff_4000, ty::CALL16, 0, 0));
+        b.protected(0);
+        call(&mut b, sel::FREE, 0, 4).unwrap();
+        assert_eq!(at(&mut b), (sel::CODE0, 0x4000, 0x7ffc, 0));
+        assert_eq!(b.peek32(0x7ffc), 0x0008_7005);
+    }
+
+    #[test]
+    fn call_gate_64_switches_to_a_null_stack_segment() {
+        let mut b = Bench::new();
+        b.gdt(sel::FREE, gate(sel::LONG0, 0x1234_4000, ty::CALL, 3, 0));
+        b.gdt(sel::FREE + 8, 0x5);
+        b.poke64(TSS + 4, 0x9000);
+        b.long(3);
+        call(&mut b, sel::FREE | 3, 0, 8).unwrap();
+        assert_eq!(at(&mut b), (sel::LONG0, 0x5_1234_4000, 0x9000 - 32, 0));
+        assert_eq!(b.env().cpu.seg[seg::SS].selector, 0);
+        let frame: Vec<u64> = (0..4).map(|i| b.peek64(0x9000 - 32 + 8 * i)).collect();
+        assert_eq!(frame, [0x7005, 0x33, 0x8000, 0x23]);
+        ret(b.env(), 8, 0).unwrap();
+        assert_eq!(at(&mut b), (sel::LONG3, 0x7005, 0x8000, 3));
+    }
+
+    #[test]
+    fn a_faulting_call_changes_nothing() {
+        let mut b = Bench::new();
+        b.gdt(sel::FREE, gate(sel::CODE0, 0x4000, ty::CALL, 3, 0));
+        b.poke32(TSS + 4, 0x9000);
+        b.poke32(TSS + 8, sel::DATA3.into());
+        b.protected(3);
+        let before = at(&mut b);
+        let e = call(&mut b, sel::FREE | 3, 0, 4).unwrap_err();
+        assert_eq!((e.vector, e.error), (vector::TS, Some(0x20)));
+        assert_eq!(at(&mut b), before);
+        // A stack segment that is too small.
+        b.gdt(sel::FREE + 8, descriptor(0, 0x10, DATA | ATTR_DB | dpl(0)));
+        b.poke32(TSS + 8, (sel::FREE + 8).into());
+        let e = call(&mut b, sel::FREE | 3, 0, 4).unwrap_err();
+        assert_eq!((e.vector, e.error), (vector::SS, Some(code(sel::FREE + 8))));
+        assert_eq!(at(&mut b), before);
+    }
+
+    #[test]
+    fn returns_never_go_inwards() {
+        let mut b = Bench::new();
+        b.protected(3);
+        b.poke32(0x8000, 0x4000);
+        b.poke32(0x8004, sel::CODE0.into());
+        assert_eq!(ret(b.env(), 4, 0), Err(Exception::gp(8)));
+    }
+}

@@ -46,3 +46,40 @@ pub fn write(env: &Env, port: u16, size: u8, v: u64) {
     let n = usize::from(size.clamp(1, 4));
     env.vcpu().bus.pio_write(port, &v.to_le_bytes()[..n]);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Bench, TSS};
+    use super::*;
+
+    // SDM vol. 1 §19.5.2.
+    #[test]
+    fn permission_map() {
+        let mut b = Bench::new();
+        b.poke16(TSS + 102, 0x68);
+        b.poke16(TSS + 0x68 + 4, 0x0180);
+        b.protected(3);
+        let env = b.env();
+        assert!(check(env, 0x26, 1).is_ok());
+        assert!(check(env, 0x27, 1).is_err());
+        assert!(check(env, 0x26, 2).is_err());
+        assert!(check(env, 0x28, 1).is_err());
+        assert!(check(env, 0x29, 4).is_ok());
+        // The second byte must lie inside the limit.
+        env.cpu.seg[seg::TR].limit = 0x68 + 4;
+        assert!(check(env, 0x20, 1).is_err());
+        assert!(check(env, 0x18, 1).is_ok());
+        env.cpu.eflags |= 3 << 12;
+        assert!(check(env, 0xffff, 4).is_ok());
+        b.vm86(3);
+        assert!(check(b.env(), 0x27, 1).is_err());
+    }
+
+    #[test]
+    fn nobody_answers_all_ones() {
+        let mut b = Bench::new();
+        assert_eq!(read(b.env(), 0x80, 2), 0xffff);
+        write(b.env(), 0xffff, 4, 1);
+        assert!(b.bus.pio.ranges().is_empty());
+    }
+}

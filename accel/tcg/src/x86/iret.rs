@@ -158,3 +158,111 @@ fn to_vm86(
     env.cpu.rip = rip;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Bench, sel};
+    use super::*;
+
+    fn frame32(b: &Bench, words: &[u32]) {
+        for (i, w) in words.iter().enumerate() {
+            b.poke32(0x8000 + 4 * i as u64, *w);
+        }
+    }
+    fn frame64(b: &Bench, words: &[u64]) {
+        for (i, w) in words.iter().enumerate() {
+            b.poke64(0x8000 + 8 * i as u64, *w);
+        }
+    }
+
+    #[test]
+    fn real_mode_pops_three_words() {
+        let mut b = Bench::new();
+        b.poke64(0x8000, 0x7302_0600_1234);
+        b.load(|_| {});
+        iret(b.env(), 2, 0).unwrap();
+        let cpu = &b.env().cpu;
+        assert_eq!((cpu.rip, cpu.seg_base[seg::CS], cpu.gpr[gpr::RSP]), (0x1234, 0x6000, 0x8006));
+        assert_eq!(cpu.eflags, 0x7302);
+    }
+
+    #[test]
+    fn to_ring_3_and_flags_by_privilege() {
+        let mut b = Bench::new();
+        frame32(&b, &[0x4000, sel::CODE3.into(), 0x3202, 0x9000, sel::DATA3.into()]);
+        b.protected(0);
+        b.env().cpu.nmi_masked = true;
+        iret(b.env(), 4, 0).unwrap();
+        let cpu = &b.env().cpu;
+        assert_eq!((cpu.cpl(), cpu.rip, cpu.gpr[gpr::RSP]), (3, 0x4000, 0x9000));
+        assert_eq!((cpu.eflags, cpu.nmi_masked), (0x3202, false));
+        assert_eq!(cpu.seg[seg::DS].selector, 0);
+        // In ring 3 with IOPL 0 neither IF nor IOPL moves.
+        frame32(&b, &[0x4000, sel::CODE3.into(), 0x3246]);
+        b.protected(3);
+        iret(b.env(), 4, 0).unwrap();
+        assert_eq!(b.env().eflags(), 0x46);
+    }
+
+    // SDM vol. 2, IRET: IA-32e mode.
+    #[test]
+    fn long_mode_always_pops_the_stack() {
+        let mut b = Bench::new();
+        frame64(&b, &[0x4000, sel::LONG0.into(), 0x202, 0x9008, 0]);
+        b.long(0);
+        iret(b.env(), 8, 0).unwrap();
+        let cpu = &b.env().cpu;
+        assert_eq!((cpu.cpl(), cpu.rip, cpu.gpr[gpr::RSP]), (0, 0x4000, 0x9008));
+        // To compatibility mode.
+        frame64(&b, &[0x4000, sel::CODE3.into(), 0x202, 0x1_0000_9008, sel::DATA3.into()]);
+        b.long(0);
+        iret(b.env(), 8, 0).unwrap();
+        assert_eq!((b.env().cpu.code64(), b.env().cpu.gpr[gpr::RSP]), (false, 0x9008));
+        // A null SS for ring 3; a RIP that is not canonical; NT.
+        frame64(&b, &[0x4000, sel::LONG3.into(), 0x202, 0x9008, 3]);
+        b.long(0);
+        assert_eq!(iret(b.env(), 8, 0), Err(Exception::gp(0)));
+        frame64(&b, &[1 << 47, sel::LONG3.into(), 0x202, 0x9008, sel::DATA3.into()]);
+        assert_eq!(iret(b.env(), 8, 0), Err(Exception::gp(0)));
+        assert_eq!((b.env().cpu.rip, b.env().cpu.gpr[gpr::RSP]), (0x7000, 0x8000));
+        b.env().cpu.eflags |= rflags::NT;
+        assert_eq!(iret(b.env(), 8, 0), Err(Exception::gp(0)));
+    }
+
+    #[test]
+    fn into_virtual_8086_mode() {
+        let mut b = Bench::new();
+        frame32(&b, &[0x10, 0x700, 0x2_3202, 0x100, 0x20, 0x30, 0x40, 0x50, 0x60]);
+        b.protected(0);
+        iret(b.env(), 4, 0).unwrap();
+        let cpu = &b.env().cpu;
+        assert_eq!((cpu.cpl(), cpu.vm86(), cpu.rip), (3, true, 0x10));
+        assert_eq!(cpu.seg_base, [0x300, 0x7000, 0x200, 0x400, 0x500, 0x600]);
+        assert_eq!((cpu.gpr[gpr::RSP], cpu.seg[seg::SS].limit), (0x100, 0xffff));
+    }
+
+    #[test]
+    fn v86_iret_needs_iopl_3_or_vme() {
+        let mut b = Bench::new();
+        b.poke64(0x8000, 0x0202_0600_1234);
+        b.vm86(0);
+        assert_eq!(iret(b.env(), 2, 0), Err(Exception::gp(0)));
+        b.env().cpu.cr4 |= cr4::VME;
+        iret(b.env(), 2, 0).unwrap();
+        assert_eq!(b.env().cpu.eflags & (rflags::IF | rflags::VIF), rflags::VIF);
+        b.vm86(3);
+        iret(b.env(), 2, 0).unwrap();
+        assert_eq!(b.env().cpu.eflags & (rflags::IF | rflags::IOPL), rflags::IF | rflags::IOPL);
+    }
+
+    #[test]
+    fn setting_if_asks_for_waiting_interrupts() {
+        let mut b = Bench::new();
+        frame32(&b, &[0x4000, sel::CODE0.into(), 0x202]);
+        b.protected(0);
+        b.env().core.exit_request.store(0, std::sync::atomic::Ordering::Relaxed);
+        *b.intc.irq.lock().unwrap() = Some(0x30);
+        iret(b.env(), 4, 0).unwrap();
+        assert_eq!(b.env().core.exit_request.load(std::sync::atomic::Ordering::Relaxed), 1);
+    }
+}

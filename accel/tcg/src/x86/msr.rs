@@ -571,3 +571,137 @@ pub fn restore(env: &mut Env, msr: u32, v: u64) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Bench;
+    use super::*;
+    use std::sync::atomic::Ordering;
+
+    const NO: Result<(), Exception> = Err(GP);
+
+    #[test]
+    fn unknown_registers_fault() {
+        let mut b = Bench::new();
+        b.long(0);
+        for msr in [0x2, 0x1a, 0x33, 0x3a, 0x1a0, 0xce, 0x11, 0x4b56_4d03, 0xc000_0105, 0xffff_ffff]
+        {
+            let there = (0x11..=0x12).contains(&msr);
+            assert_eq!(read(b.env(), msr).is_ok(), there, "{msr:#x}");
+        }
+        b.env().cpu.gpr[gpr::RCX] = u64::from(index::STAR) | 1 << 40;
+        b.env().cpu.gpr[gpr::RDX] = 0x23_0010;
+        wrmsr(b.env()).unwrap();
+        rdmsr(b.env()).unwrap();
+        assert_eq!(b.env().cpu.msrs.star, 0x23_0010_0000_0000);
+        b.long(3);
+        assert_eq!(rdmsr(b.env()), NO);
+    }
+
+    #[test]
+    fn addresses_must_be_canonical() {
+        let mut b = Bench::new();
+        b.long(0);
+        for msr in [LSTAR, CSTAR, FS_BASE, GS_BASE, KERNEL_GS_BASE, SYSENTER_ESP, SYSENTER_EIP] {
+            assert_eq!(write(b.env(), msr, 1 << 47), NO, "{msr:#x}");
+            write(b.env(), msr, 0xffff_8000_0000_0000).unwrap();
+            assert_eq!(read(b.env(), msr), Ok(0xffff_8000_0000_0000));
+        }
+        assert_eq!(b.env().cpu.seg_base[seg::FS], 0xffff_8000_0000_0000);
+    }
+
+    // SDM vol. 3 §2.2.1.
+    #[test]
+    fn efer() {
+        let mut b = Bench::new();
+        b.long(0);
+        let env = b.env();
+        assert_eq!(read(env, EFER), Ok(0xd01));
+        assert_eq!(write(env, EFER, 0xc01), NO);
+        assert_eq!(write(env, EFER, 0xd01 | 1 << 12), NO);
+        // LMA cannot be written.
+        write(env, EFER, 0x901).unwrap();
+        assert_eq!(read(env, EFER), Ok(0xd01));
+        write(env, EFER, 0x500).unwrap();
+        assert_eq!(read(env, EFER), Ok(0x500));
+    }
+
+    #[test]
+    fn memory_types_are_checked() {
+        let mut b = Bench::new();
+        b.long(0);
+        let env = b.env();
+        assert_eq!(read(env, PAT), Ok(PAT_RESET));
+        assert_eq!(write(env, PAT, 2), NO);
+        write(env, PAT, 0x0407_0506_0007_0106).unwrap();
+        assert_eq!(write(env, MTRR_DEF_TYPE, 2), NO);
+        assert_eq!(write(env, MTRR_DEF_TYPE, 0x106), NO);
+        write(env, MTRR_DEF_TYPE, 0xc06).unwrap();
+        assert_eq!(write(env, 0x250, 0x0606_0606_0606_0602), NO);
+        write(env, 0x26f, 0x0606_0606_0606_0606).unwrap();
+        assert_eq!(write(env, 0x201, 1 << 50), NO);
+        write(env, 0x20f, 0xffff_8000_0800).unwrap();
+        assert_eq!(read(env, 0x20f), Ok(0xffff_8000_0800));
+        assert_eq!(write(env, 0x210, 0), NO);
+        assert_eq!(write(env, MTRRCAP, 0), NO);
+    }
+
+    #[test]
+    fn amd_registers() {
+        let mut b = Bench::new();
+        b.long(0);
+        let env = b.env();
+        // The TSC counts at P0 and LFENCE serialises, whatever is written.
+        write(env, AMD_HWCR, 0).unwrap();
+        assert_eq!(read(env, AMD_HWCR), Ok(1 << 24));
+        assert_eq!(read(env, AMD_DE_CFG), Ok(2));
+        write(env, 0xc001_1020, 5).unwrap();
+        assert_eq!(read(env, 0xc001_1020), Ok(5));
+        for msr in [0xc001_0010, 0xc001_0055, 0xc001_0140, 0xc001_0000] {
+            assert_eq!(read(env, msr), Ok(0), "{msr:#x}");
+        }
+    }
+
+    #[test]
+    fn local_apic_registers() {
+        let mut b = Bench::new();
+        b.long(0);
+        assert_eq!(read(b.env(), 0x802), Ok(7));
+        assert_eq!(read(b.env(), 0x803), Err(GP));
+        write(b.env(), TSC_DEADLINE, 5).unwrap();
+        assert_eq!(write(b.env(), APIC_BASE, 0xfee0_0901), NO);
+        write(b.env(), APIC_BASE, 0xfee0_0d00).unwrap();
+        assert_eq!(b.intc.base.load(Ordering::Relaxed), 0xfee0_0d00);
+    }
+
+    // SDM vol. 3 §18.17.3.
+    #[test]
+    fn tsc_and_its_adjustment_move_together() {
+        let mut b = Bench::new();
+        b.long(0);
+        b.clock.set(1000);
+        let env = b.env();
+        assert_eq!(read(env, TSC), Ok(1000));
+        write(env, TSC, 5000).unwrap();
+        assert_eq!((read(env, TSC), read(env, TSC_ADJUST)), (Ok(5000), Ok(4000)));
+        write(env, TSC_ADJUST, 1).unwrap();
+        assert_eq!(read(env, TSC), Ok(1001));
+    }
+
+    #[test]
+    fn paravirtual_clock_is_written_to_memory() {
+        let mut b = Bench::new();
+        b.long(0);
+        b.clock.set(1000);
+        write(b.env(), KVM_SYSTEM_TIME, 0x6001).unwrap();
+        assert_eq!(b.peek32(0x6000), 2);
+        assert_eq!((b.peek64(0x6008), b.peek64(0x6010)), (0, 0));
+        // 1 GHz: mul 2^31, shift 1; the stable flag.
+        assert_eq!((b.peek32(0x6018), b.peek32(0x601c)), (1 << 31, 0x0101));
+        write(b.env(), TSC, 500).unwrap();
+        assert_eq!((b.peek32(0x6000), b.peek64(0x6008)), (4, 500u64.wrapping_sub(1000)));
+        write(b.env(), KVM_WALL_CLOCK, 0x6100).unwrap();
+        assert_eq!(b.peek32(0x6100), 2);
+        assert!(b.peek32(0x6104) > 1_600_000_000);
+    }
+}

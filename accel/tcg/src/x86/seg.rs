@@ -565,3 +565,155 @@ pub fn store_table(env: &mut Env, t: TableReg, at: u64, size: u8) -> Result<(), 
     let mmu = env.cpu.mmu_at(cpl);
     env.write_bytes(at, &bytes[..len], mmu)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{BIG, Bench, CODE, DATA, GDT, TSS, descriptor, sel};
+    use super::*;
+
+    fn gp(selector: u16) -> Result<(), Exception> {
+        Err(Exception::gp(code(selector)))
+    }
+
+    #[test]
+    fn descriptors_decode() {
+        let d = Descriptor { raw: 0x12cf_9a34_5678_ffff, at: 0 };
+        assert_eq!((d.base(), d.limit()), (0x1234_5678, u32::MAX));
+        assert!(d.is_code() && d.present() && !d.is_conforming() && d.is_readable());
+        assert_eq!(d.raw, descriptor(0x1234_5678, 0xf_ffff, 0xc09a));
+    }
+
+    #[test]
+    fn real_mode_changes_base_only() {
+        let mut b = Bench::new();
+        b.load(|s| s.seg[seg::DS].limit = u32::MAX);
+        load_seg(b.env(), seg::DS, 0x1234).unwrap();
+        let s = b.env().cpu.seg[seg::DS];
+        assert_eq!(
+            (s.base, s.limit, b.env().cpu.seg_base[seg::DS]),
+            (0x1_2340, u32::MAX, 0x1_2340)
+        );
+    }
+
+    // SDM vol. 2, MOV: protected mode exceptions.
+    #[test]
+    fn protected_loads_are_checked() {
+        let mut b = Bench::new();
+        b.gdt(sel::FREE, descriptor(0x1000, 0xfff, DATA & !1 | BIG));
+        b.gdt(sel::FREE + 8, descriptor(0, 0, DATA & !ATTR_P));
+        b.gdt(sel::FREE + 16, descriptor(0, 0, ATTR_P | ATTR_S | 8));
+        b.protected(0);
+        let env = b.env();
+        load_seg(env, seg::ES, sel::FREE).unwrap();
+        assert_eq!((env.cpu.seg[seg::ES].base, env.cpu.seg[seg::ES].limit), (0x1000, 0xff_ffff));
+        let np = Exception::with_error(vector::NP, code(sel::FREE + 8));
+        assert_eq!(load_seg(env, seg::DS, sel::FREE + 8), Err(np));
+        let ss = Exception::with_error(vector::SS, code(sel::FREE + 8));
+        assert_eq!(load_seg(env, seg::SS, sel::FREE + 8), Err(ss));
+        // Execute-only code; a TSS; beyond the table; a missing LDT.
+        assert_eq!(load_seg(env, seg::DS, sel::FREE + 16), gp(sel::FREE + 16));
+        assert_eq!(load_seg(env, seg::DS, sel::TSS), gp(sel::TSS));
+        assert_eq!(load_seg(env, seg::DS, 0x1008), gp(0x1008));
+        assert_eq!(load_seg(env, seg::DS, 0xc), gp(0xc));
+        assert_eq!(load_seg(env, seg::SS, 0), gp(0));
+        assert_eq!(load_seg(env, seg::SS, sel::DATA3), gp(sel::DATA3));
+        load_seg(env, seg::GS, 3).unwrap();
+        assert_eq!(env.cpu.seg[seg::GS].attr, ATTR_UNUSABLE);
+        // The accessed bit has been set in memory.
+        assert_eq!(b.peek64(GDT + u64::from(sel::FREE)) >> 40 & 1, 1);
+    }
+
+    #[test]
+    fn ring_3_may_not_load_ring_0_data_but_conforming_code() {
+        let mut b = Bench::new();
+        b.gdt(sel::FREE, descriptor(0, 0, CODE | ty::CONFORMING));
+        b.protected(3);
+        let env = b.env();
+        assert_eq!(load_seg(env, seg::DS, sel::DATA0), gp(sel::DATA0));
+        load_seg(env, seg::DS, sel::FREE | 3).unwrap();
+    }
+
+    #[test]
+    fn null_stack_in_64_bit_mode_below_ring_3() {
+        let mut b = Bench::new();
+        b.long(0);
+        load_seg(b.env(), seg::SS, 0).unwrap();
+        assert_eq!(b.env().cpu.cpl(), 0);
+        assert_eq!(load_seg(b.env(), seg::SS, 3), gp(0));
+        b.long(3);
+        assert_eq!(load_seg(b.env(), seg::SS, 3), gp(0));
+    }
+
+    #[test]
+    fn limits_up_and_down() {
+        let up = Segment { limit: 0xfff, attr: DATA, ..Segment::default() };
+        assert!(in_limit(&up, 0xffc, 4) && !in_limit(&up, 0xffd, 4));
+        assert!(!in_limit(&up, u64::MAX, 2));
+        let down = Segment { limit: 0xfff, attr: DATA | 4, ..Segment::default() };
+        assert!(!in_limit(&down, 0xfff, 1) && in_limit(&down, 0x1000, 4));
+        assert!(in_limit(&down, 0xfffe, 2) && !in_limit(&down, 0xffff, 2));
+    }
+
+    // SDM vol. 2, LAR, LSL, VERR.
+    #[test]
+    fn inspection() {
+        let mut b = Bench::new();
+        b.protected(3);
+        let env = b.env();
+        assert_eq!(lar(env, sel::CODE3), Ok(Some(0x00c0_fb00)));
+        assert_eq!(lar(env, sel::CODE0), Ok(None));
+        assert_eq!(lsl(env, sel::DATA3), Ok(Some(u32::MAX)));
+        assert_eq!(lar(env, 3), Ok(None));
+        assert_eq!(lar(env, 0x2003), Ok(None));
+        assert_eq!((verr(env, sel::CODE3), verw(env, sel::CODE3)), (Ok(true), Ok(false)));
+        assert_eq!(verw(env, sel::DATA3), Ok(true));
+        b.protected(0);
+        assert_eq!(lar(b.env(), sel::TSS), Ok(Some(0x8b00)));
+        assert_eq!(lsl(b.env(), sel::TSS), Ok(Some(0x2fff)));
+    }
+
+    #[test]
+    fn task_register_and_ldt_of_long_mode_have_64_bit_bases() {
+        let mut b = Bench::new();
+        b.gdt(sel::FREE, descriptor(TSS, 0x67, ATTR_P | ty::TSS));
+        b.gdt(sel::FREE + 8, 0xffff_8000);
+        b.gdt(sel::FREE + 16, descriptor(0x5000, 0xff, ATTR_P | ty::LDT));
+        b.gdt(sel::FREE + 24, 0);
+        b.long(0);
+        ltr(b.env(), sel::FREE).unwrap();
+        let tr = b.env().cpu.seg[seg::TR];
+        assert_eq!((tr.base, tr.attr & 0xf), (0xffff_8000_0000_0000 | TSS, ty::TSS_BUSY));
+        // It is busy now.
+        assert_eq!(ltr(b.env(), sel::FREE), gp(sel::FREE));
+        lldt(b.env(), sel::FREE + 16).unwrap();
+        assert_eq!(b.env().cpu.seg[seg::LDTR].base, 0x5000);
+        lldt(b.env(), 0).unwrap();
+        assert_eq!(b.env().cpu.seg[seg::LDTR].attr, ATTR_UNUSABLE);
+        // An address that is not canonical.
+        b.gdt(sel::FREE + 24, 0x8000);
+        assert_eq!(lldt(b.env(), sel::FREE + 16), gp(sel::FREE + 16));
+        b.long(3);
+        assert_eq!(ltr(b.env(), sel::FREE), gp(0));
+    }
+
+    #[test]
+    fn table_registers() {
+        let mut b = Bench::new();
+        b.poke(0x6000, &[0x34, 0x12, 0x78, 0x56, 0x34, 0x12, 0, 0, 0xff, 0xff]);
+        b.long(0);
+        assert_eq!(load_table(b.env(), 0x6000, 8), Err(Exception::gp(0)));
+        b.poke(0x6007, &[0x80]);
+        assert_eq!(load_table(b.env(), 0x6000, 8).unwrap().base, 0xffff_8000_1234_5678);
+        b.protected(0);
+        let t = load_table(b.env(), 0x6000, 2).unwrap();
+        assert_eq!((t.base, t.limit), (0x34_5678, 0x1234));
+        let t = load_table(b.env(), 0x6000, 4).unwrap();
+        assert_eq!(t.base, 0x1234_5678);
+        store_table(b.env(), t, 0x6100, 4).unwrap();
+        assert_eq!((b.peek32(0x6102), b.peek16(0x6106)), (0x1234_5678, 0));
+        b.protected(3);
+        b.env().cpu.cr4 |= cr4::UMIP;
+        assert!(store_table(b.env(), t, 0x6100, 4).is_err());
+        assert!(load_table(b.env(), 0x6000, 4).is_err());
+    }
+}

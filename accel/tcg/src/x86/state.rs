@@ -273,3 +273,87 @@ pub fn init(env: &mut Env, bsp: bool) {
     env.flush_everything();
     env.update_mode();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Bench;
+    use super::*;
+
+    fn sample() -> X86State {
+        let mut s = X86State::default();
+        for (i, g) in s.gpr.iter_mut().enumerate() {
+            *g = i as u64 * 0x1111_1111_1111;
+        }
+        s.rip = 0x1234;
+        s.rflags = 0x4_0ad7;
+        s.fpu.fsw = 5 << 11 | 0x41;
+        s.fpu.ftw = 0b1010_0000;
+        for (i, r) in s.fpu.st.iter_mut().enumerate() {
+            r[0] = i as u8;
+        }
+        s.fpu.zmm[3][17] = 9;
+        s.fpu.mxcsr = 0x1fa0;
+        s.dr7 = 0x401;
+        s.pkru = 7;
+        s.cr8 = 3;
+        s.events.exception = Some((13, Some(8)));
+        s.events.nmi_masked = true;
+        s
+    }
+
+    #[test]
+    fn round_trip() {
+        let mut b = Bench::new();
+        b.clock.set(777);
+        let mut s = sample();
+        load(b.env(), &s).unwrap();
+        let got = save(b.env());
+        // The state after RESET has no list of MSRs; saving makes one.
+        assert!(got.msrs.windows(2).all(|w| w[0].0 < w[1].0));
+        assert!(got.msrs.contains(&(0x277, 0x0007_0406_0007_0406)));
+        s.msrs = got.msrs.clone();
+        assert_eq!(got, s);
+        // And the list restores.
+        for m in &mut s.msrs {
+            match m.0 {
+                0x10 => m.1 = 5000,
+                0xc000_0082 => m.1 = 0xffff_8000_0000_0000,
+                0x401 => m.1 = 1 << 63,
+                _ => {}
+            }
+        }
+        load(b.env(), &s).unwrap();
+        assert_eq!(save(b.env()), s);
+        assert_eq!(b.env().cpu.tsc_offset, 5000 - 777);
+        assert_eq!(b.env().cpu.fpr[5][0], 0);
+        assert_eq!(b.env().cpu.fpr[0][0], 3);
+    }
+
+    #[test]
+    fn impossible_states_are_refused() {
+        let mut b = Bench::new();
+        for f in [
+            |s: &mut X86State| s.cr0 = 1 << 31,
+            |s: &mut X86State| s.efer = 1 << 10,
+            |s: &mut X86State| s.cr4 = 1 << 13,
+            |s: &mut X86State| s.xcr0 = 0,
+            |s: &mut X86State| s.efer = 1 << 12,
+        ] {
+            let mut s = sample();
+            f(&mut s);
+            assert!(load(b.env(), &s).is_err());
+        }
+    }
+
+    #[test]
+    fn a_pending_exception_is_delivered_first() {
+        let mut b = Bench::new();
+        b.load(|s| {
+            s.idtr.base = 0;
+            s.events.interrupt = Some(0x21);
+        });
+        b.poke32(4 * 0x21, 0x0800_0034);
+        assert_eq!(super::super::interrupt::poll(b.env()), super::super::interrupt::Poll::Run);
+        assert_eq!(b.env().cpu.rip, 0x34);
+    }
+}

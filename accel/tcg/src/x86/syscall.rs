@@ -143,3 +143,105 @@ pub fn swapgs(cpu: &mut Cpu) -> Result<(), Exception> {
     cpu.seg[seg::GS].base = cpu.seg_base[seg::GS];
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Bench;
+    use super::*;
+
+    fn bench(cpl: u8) -> Bench {
+        let mut b = Bench::new();
+        b.long(cpl);
+        let m = &mut b.env().cpu.msrs;
+        m.star = 0x0023_0010_0000_0000;
+        m.lstar = 0xffff_8000_0000_1000;
+        m.fmask = 0x4_7700;
+        b
+    }
+
+    // SDM vol. 2, SYSCALL and SYSRET.
+    #[test]
+    fn there_and_back() {
+        let mut b = bench(3);
+        b.env().cpu.eflags |= rflags::IF | rflags::AC;
+        syscall(b.env(), 0x7002).unwrap();
+        let cpu = &b.env().cpu;
+        assert_eq!((cpu.cpl(), cpu.rip, cpu.gpr[1]), (0, 0xffff_8000_0000_1000, 0x7002));
+        assert_eq!((cpu.gpr[11], cpu.eflags), (0x4_0202, 2));
+        assert_eq!((cpu.seg[seg::CS].selector, cpu.seg[seg::SS].selector), (0x10, 0x18));
+        assert!(cpu.code64());
+        sysret(b.env(), 8).unwrap();
+        let cpu = &b.env().cpu;
+        assert_eq!((cpu.cpl(), cpu.rip, cpu.eflags), (3, 0x7002, 0x4_0202));
+        assert_eq!((cpu.seg[seg::CS].selector, cpu.seg[seg::SS].selector), (0x33, 0x2b));
+    }
+
+    #[test]
+    fn to_compatibility_mode() {
+        let mut b = bench(0);
+        b.env().cpu.gpr[gpr::RCX] = 0x1_0000_7002;
+        sysret(b.env(), 4).unwrap();
+        let cpu = &b.env().cpu;
+        assert_eq!((cpu.rip, cpu.code64(), cpu.cpl()), (0x7002, false, 3));
+        assert_eq!(cpu.seg[seg::CS].selector, 0x23);
+        // SYSCALL from there: AMD processors use CSTAR.
+        b.env().cpu.msrs.cstar = 0x9000;
+        syscall(b.env(), 0x7004).unwrap();
+        assert_eq!((b.env().cpu.rip, b.env().cpu.code64()), (0x9000, true));
+        sysret(b.env(), 4).unwrap();
+        b.env().cpu.feat.amd = false;
+        assert_eq!(syscall(b.env(), 0), Err(Exception::UD));
+    }
+
+    #[test]
+    fn refusals() {
+        let mut b = bench(3);
+        assert_eq!(sysret(b.env(), 8), Err(Exception::gp(0)));
+        b.env().cpu.efer &= !efer::SCE;
+        assert_eq!(syscall(b.env(), 0), Err(Exception::UD));
+        let mut b = bench(0);
+        b.env().cpu.gpr[gpr::RCX] = 1 << 47;
+        b.env().cpu.feat.amd = false;
+        assert_eq!(sysret(b.env(), 8), Err(Exception::gp(0)));
+        assert_eq!(b.env().cpu.cpl(), 0);
+    }
+
+    // SDM vol. 2, SYSENTER and SYSEXIT.
+    #[test]
+    fn sysenter_and_sysexit() {
+        let mut b = Bench::new();
+        b.protected(3);
+        let env = b.env();
+        assert_eq!(sysenter(env), Err(Exception::gp(0)));
+        env.cpu.msrs.sysenter_cs = 0x11;
+        env.cpu.msrs.sysenter_esp = 0x9000;
+        env.cpu.msrs.sysenter_eip = 0x4000;
+        env.cpu.eflags |= rflags::IF;
+        sysenter(env).unwrap();
+        let cpu = &env.cpu;
+        assert_eq!((cpu.cpl(), cpu.rip, cpu.gpr[gpr::RSP]), (0, 0x4000, 0x9000));
+        assert_eq!((cpu.seg[seg::CS].selector, cpu.eflags & rflags::IF), (0x10, 0));
+        env.cpu.gpr[gpr::RCX] = 0x8000;
+        env.cpu.gpr[gpr::RDX] = 0x7002;
+        sysexit(env, 4).unwrap();
+        let cpu = &env.cpu;
+        assert_eq!((cpu.cpl(), cpu.rip, cpu.gpr[gpr::RSP]), (3, 0x7002, 0x8000));
+        assert_eq!((cpu.seg[seg::CS].selector, cpu.seg[seg::SS].selector), (0x23, 0x2b));
+        // AMD processors lack both in IA-32e mode.
+        b.long(0);
+        assert_eq!(sysenter(b.env()), Err(Exception::UD));
+    }
+
+    #[test]
+    fn swapgs_exchanges_bases() {
+        let mut b = Bench::new();
+        b.long(0);
+        b.env().cpu.msrs.kernel_gs_base = 5;
+        swapgs(&mut b.env().cpu).unwrap();
+        assert_eq!((b.env().cpu.seg_base[seg::GS], b.env().cpu.msrs.kernel_gs_base), (5, 0));
+        b.long(3);
+        assert_eq!(swapgs(&mut b.env().cpu), Err(Exception::gp(0)));
+        b.protected(0);
+        assert_eq!(swapgs(&mut b.env().cpu), Err(Exception::UD));
+    }
+}

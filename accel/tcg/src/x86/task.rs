@@ -283,3 +283,125 @@ pub fn back(env: &mut Env, next_rip: u64) -> Result<Option<Exception>, Exception
     let flags = env.eflags();
     switch(env, link, Cause::Return, next_rip, flags)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Bench, GDT, TSS, descriptor, sel};
+    use super::*;
+    use tandem_accel::x86::{ATTR_P, gpr};
+
+    const NEW: u64 = 0x6000;
+
+    /// A second task, 32-bit, in ring 0 or 3.
+    fn bench(cpl: u16) -> Bench {
+        let mut b = Bench::new();
+        b.gdt(sel::FREE, descriptor(NEW, 0x67, ATTR_P | ty::TSS));
+        let (cs, ss) = if cpl == 0 { (sel::CODE0, sel::DATA0) } else { (sel::CODE3, sel::DATA3) };
+        b.poke32(NEW + 0x20, 0x4000);
+        b.poke32(NEW + 0x24, 0x202);
+        b.poke32(NEW + 0x28, 0xaaaa);
+        b.poke32(NEW + 0x38, 0x9000);
+        for (i, s) in [ss, cs, ss, ss, 0, 0].into_iter().enumerate() {
+            b.poke32(NEW + 0x48 + 4 * i as u64, s.into());
+        }
+        b.poke32(NEW + 0x60, 0);
+        b.poke32(NEW + 0x64, 0);
+        b.protected(0);
+        b
+    }
+    fn busy(b: &mut Bench, s: u16) -> bool {
+        b.peek64(GDT + u64::from(s)) >> 41 & 1 != 0
+    }
+
+    #[test]
+    fn call_nests_and_iret_comes_back() {
+        let mut b = bench(3);
+        b.env().cpu.gpr[gpr::RBX] = 0x1234;
+        let late = switch(b.env(), sel::FREE, Cause::Call, 0x7007, 2).unwrap();
+        assert_eq!(late, None);
+        let cpu = &b.env().cpu;
+        assert_eq!((cpu.rip, cpu.gpr[gpr::RSP], cpu.gpr[gpr::RAX]), (0x4000, 0x9000, 0xaaaa));
+        assert_eq!((cpu.cpl(), cpu.seg[seg::TR].selector), (3, sel::FREE));
+        assert_eq!(cpu.eflags & (rflags::NT | rflags::IF), rflags::NT | rflags::IF);
+        assert!(cpu.cr0 & cr0::TS != 0);
+        assert_eq!(b.peek16(NEW), sel::TSS);
+        assert_eq!((b.peek32(TSS + 0x20), b.peek32(TSS + 0x34)), (0x7007, 0x1234));
+        assert!(busy(&mut b, sel::TSS) && busy(&mut b, sel::FREE));
+        super::super::iret::iret(b.env(), 4, 0x4001).unwrap();
+        let cpu = &b.env().cpu;
+        assert_eq!((cpu.rip, cpu.gpr[gpr::RBX], cpu.cpl()), (0x7007, 0x1234, 0));
+        assert_eq!(cpu.seg[seg::TR].selector, sel::TSS);
+        assert!(busy(&mut b, sel::TSS) && !busy(&mut b, sel::FREE));
+        assert_eq!(b.peek32(NEW + 0x20), 0x4001);
+        assert_eq!(b.peek32(NEW + 0x24) & 0x4000, 0);
+    }
+
+    #[test]
+    fn jump_frees_the_old_task() {
+        let mut b = bench(0);
+        assert_eq!(switch(b.env(), sel::FREE, Cause::Jump, 0x7007, 2), Ok(None));
+        assert!(!busy(&mut b, sel::TSS) && busy(&mut b, sel::FREE));
+        assert_eq!(b.env().cpu.eflags & rflags::NT, 0);
+        // It is busy now.
+        let e = switch(b.env(), sel::FREE, Cause::Jump, 0, 2).unwrap_err();
+        assert_eq!(e, Exception::gp(code(sel::FREE)));
+    }
+
+    #[test]
+    fn faults_before_and_after_the_point_of_no_return() {
+        let mut b = bench(0);
+        b.gdt(sel::FREE, descriptor(NEW, 0x66, ATTR_P | ty::TSS));
+        let e = switch(b.env(), sel::FREE, Cause::Jump, 0, 2).unwrap_err();
+        assert_eq!((e.vector, e.error), (vector::TS, Some(code(sel::FREE))));
+        assert_eq!((b.env().cpu.rip, b.peek32(TSS + 0x20)), (0x7000, 0));
+        let mut b = bench(0);
+        b.poke32(NEW + 0x50, sel::DATA3.into());
+        let late = switch(b.env(), sel::FREE, Cause::Jump, 0, 2).unwrap().unwrap();
+        assert_eq!((late.vector, late.error), (vector::TS, Some(0x20)));
+        assert_eq!(b.env().cpu.rip, 0x4000);
+        // The debug trap flag.
+        let mut b = bench(0);
+        b.poke32(NEW + 0x64, 1);
+        let late = switch(b.env(), sel::FREE, Cause::Jump, 0, 2).unwrap().unwrap();
+        assert_eq!((late.vector, late.dr6), (vector::DB, dr6::BT));
+    }
+
+    #[test]
+    fn exception_through_a_task_gate_pushes_its_code() {
+        let mut b = bench(0);
+        b.idt(13, u64::from(sel::FREE) << 16 | 0x85 << 40);
+        let o = interrupt_outcome(&mut b);
+        assert_eq!(o, super::super::interrupt::Outcome::Delivered);
+        let cpu = &b.env().cpu;
+        assert_eq!((cpu.rip, cpu.gpr[gpr::RSP]), (0x4000, 0x8ffc));
+        assert_eq!(b.peek32(0x8ffc), 0x50);
+        assert_eq!(b.peek32(TSS + 0x20), 0x7000);
+    }
+    fn interrupt_outcome(b: &mut Bench) -> super::super::interrupt::Outcome {
+        super::super::interrupt::deliver_exception(b.env(), Exception::gp(0x50))
+    }
+
+    #[test]
+    fn sixteen_bit_task() {
+        let mut b = Bench::new();
+        b.gdt(sel::FREE, descriptor(NEW, 0x2b, ATTR_P | ty::TSS16));
+        for (i, w) in [0x4000u16, 0x202].into_iter().enumerate() {
+            b.poke16(NEW + 0xe + 2 * i as u64, w);
+        }
+        b.poke16(NEW + 0x1a, 0x9000);
+        for (i, s) in [sel::DATA0, sel::CODE0, sel::DATA0, 0].into_iter().enumerate() {
+            b.poke16(NEW + 0x22 + 2 * i as u64, s);
+        }
+        b.protected(0);
+        assert_eq!(switch(b.env(), sel::FREE, Cause::Jump, 0x7007, 2), Ok(None));
+        let cpu = &b.env().cpu;
+        assert_eq!((cpu.rip, cpu.gpr[gpr::RSP]), (0x4000, 0x9000));
+        assert_eq!(cpu.seg[seg::FS].attr, ATTR_UNUSABLE);
+        // And back to a 32-bit one, by a far jump to its descriptor.
+        b.gdt(sel::TSS, descriptor(TSS, 0x2fff, ATTR_P | ty::TSS));
+        super::super::far::transfer(b.env(), super::super::far::Kind::Jump, sel::TSS, 0, 2, 0x4005)
+            .unwrap();
+        assert_eq!(b.env().cpu.rip, 0x7007);
+        assert_eq!(b.peek16(NEW + 0xe), 0x4005);
+    }
+}

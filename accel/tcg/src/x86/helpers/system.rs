@@ -514,3 +514,119 @@ pub extern "C" fn insn_breakpoint(p: *mut Env, addr: u64) -> u64 {
         None => 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::x86::exception::vector;
+    use crate::x86::testing::Bench;
+
+    /// The pending fault, taken.
+    fn fault(b: &mut Bench) -> Option<Exception> {
+        let env = b.env();
+        let raised = std::mem::take(&mut env.core.fault) != 0;
+        raised.then_some(env.cpu.exception)
+    }
+
+    // SDM vol. 2, CLI and STI, tables 3-7 ff.
+    #[test]
+    fn cli_and_sti_by_privilege() {
+        let mut b = Bench::new();
+        b.protected(3);
+        cli(b.env());
+        assert_eq!(fault(&mut b), Some(Exception::gp(0)));
+        b.env().cpu.cr4 |= cr4::PVI;
+        sti(b.env());
+        assert_eq!(b.env().cpu.eflags & (rflags::IF | rflags::VIF), rflags::VIF);
+        b.env().cpu.eflags |= rflags::VIP;
+        sti(b.env());
+        assert_eq!(fault(&mut b), Some(Exception::gp(0)));
+        b.protected(0);
+        sti(b.env());
+        assert_eq!(b.env().cpu.eflags & rflags::IF, rflags::IF);
+    }
+
+    // SDM vol. 2, POPF, table 4-21.
+    #[test]
+    fn popf_by_privilege() {
+        let mut b = Bench::new();
+        b.protected(3);
+        popf(b.env(), 0x24_7fd7, 4);
+        assert_eq!(b.env().eflags(), 0x24_4dd7);
+        b.protected(0);
+        popf(b.env(), u64::MAX, 2);
+        assert_eq!(b.env().eflags(), 0x7fd7);
+        b.vm86(0);
+        popf(b.env(), 0x202, 2);
+        assert_eq!(fault(&mut b), Some(Exception::gp(0)));
+        b.env().cpu.cr4 |= cr4::VME;
+        popf(b.env(), 0x202, 2);
+        assert_eq!(b.env().cpu.eflags & (rflags::IF | rflags::VIF), rflags::VIF);
+        assert_eq!(pushf(b.env(), 2), 0x8_3202);
+        popf(b.env(), 0x202, 4);
+        assert!(fault(&mut b).is_some());
+    }
+
+    #[test]
+    fn segment_bases() {
+        let mut b = Bench::new();
+        b.long(3);
+        wrfsgsbase(b.env(), 4, 5);
+        assert_eq!(fault(&mut b), Some(Exception::UD));
+        b.env().cpu.cr4 |= cr4::FSGSBASE;
+        wrfsgsbase(b.env(), 5, 1 << 47);
+        assert_eq!(fault(&mut b), Some(Exception::gp(0)));
+        wrfsgsbase(b.env(), 5, 0x1234);
+        assert_eq!(b.env().cpu.seg_base[5], 0x1234);
+    }
+
+    #[test]
+    fn int_n_faults_leave_the_instruction() {
+        let mut b = Bench::new();
+        b.protected(0);
+        int_n(b.env(), 0x80, 0x7002, 0);
+        assert_eq!(fault(&mut b), Some(Exception::gp(0x80 * 8 + 2)));
+        assert_eq!(b.env().cpu.rip, 0x7000);
+    }
+
+    #[test]
+    fn cpuid_mirrors_cr4_and_xcr0() {
+        let mut b = Bench::new();
+        b.protected(0);
+        let leaf = |b: &mut Bench, leaf, sub| cpuid_leaves::query(b.env(), leaf, sub);
+        assert_eq!(leaf(&mut b, 1, 0).ecx >> 27 & 1, 0);
+        assert_eq!(leaf(&mut b, 7, 0).ecx >> 4 & 1, 0);
+        b.env().cpu.cr4 |= cr4::OSXSAVE | cr4::PKE;
+        assert_eq!(leaf(&mut b, 1, 0).ecx >> 27 & 1, 1);
+        assert_eq!(leaf(&mut b, 7, 0).ecx >> 4 & 1, 1);
+        b.env().cpu.xcr0 = 7;
+        assert_eq!(leaf(&mut b, 0xd, 0).ebx, 832);
+        b.env().cpu.gpr[gpr::RAX] = 0xffff_ffff_0000_0000;
+        cpuid(b.env());
+        assert_eq!(b.env().cpu.gpr[gpr::RBX], 0x6874_7541);
+    }
+
+    #[test]
+    fn time_stamp_counter_can_be_denied() {
+        let mut b = Bench::new();
+        b.protected(3);
+        b.clock.set(42);
+        assert_eq!(rdtsc(b.env()), 42);
+        b.env().cpu.cr4 |= cr4::TSD;
+        rdtsc(b.env());
+        assert_eq!(fault(&mut b).unwrap().vector, vector::GP);
+    }
+
+    #[test]
+    fn halting_is_for_ring_0() {
+        let mut b = Bench::new();
+        b.protected(3);
+        hlt(b.env());
+        assert!(fault(&mut b).is_some() && !b.env().cpu.halted);
+        b.protected(0);
+        hlt(b.env());
+        assert!(b.env().cpu.halted);
+        monitor(b.env(), 0);
+        assert_eq!(fault(&mut b), Some(Exception::UD));
+    }
+}
