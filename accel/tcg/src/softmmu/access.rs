@@ -170,10 +170,24 @@ impl Env {
     /// Reads any number of bytes.
     pub fn read_bytes(&mut self, addr: u64, buf: &mut [u8], mmu_idx: u8) -> Result<(), Exception> {
         let mut at = addr;
-        for chunk in buf.chunks_mut(8) {
-            let v = self.read_n(at, chunk.len(), mmu_idx)?;
-            chunk.copy_from_slice(&v.to_le_bytes()[..chunk.len()]);
-            at = self.wrap(at, chunk.len() as u64);
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let room = (PAGE_SIZE - (at & PAGE_MASK)) as usize;
+            let (piece, more) = rest.split_at_mut(room.min(rest.len()));
+            if let Some(p) = self.host_page(at, Access::Read, mmu_idx)? {
+                // SAFETY: the pointer is good to the end of the page, and the piece ends there at
+                // the latest; `piece` is not guest memory.
+                unsafe { std::ptr::copy_nonoverlapping(p, piece.as_mut_ptr(), piece.len()) };
+            } else {
+                let mut from = at;
+                for chunk in piece.chunks_mut(8) {
+                    let v = self.read_n(from, chunk.len(), mmu_idx)?;
+                    chunk.copy_from_slice(&v.to_le_bytes()[..chunk.len()]);
+                    from += chunk.len() as u64;
+                }
+            }
+            at = self.wrap(at, piece.len() as u64);
+            rest = more;
         }
         Ok(())
     }
@@ -182,11 +196,24 @@ impl Env {
     pub fn write_bytes(&mut self, addr: u64, data: &[u8], mmu_idx: u8) -> Result<(), Exception> {
         self.probe_write(addr, data.len() as u64, mmu_idx)?;
         let mut at = addr;
-        for chunk in data.chunks(8) {
-            let mut b = [0; 8];
-            b[..chunk.len()].copy_from_slice(chunk);
-            self.write_n(at, u64::from_le_bytes(b), chunk.len(), mmu_idx)?;
-            at = self.wrap(at, chunk.len() as u64);
+        let mut rest = data;
+        while !rest.is_empty() {
+            let room = (PAGE_SIZE - (at & PAGE_MASK)) as usize;
+            let (piece, more) = rest.split_at(room.min(rest.len()));
+            if let Some(p) = self.host_page(at, Access::Write, mmu_idx)? {
+                // SAFETY: as in `read_bytes`, for a page that can be written.
+                unsafe { std::ptr::copy_nonoverlapping(piece.as_ptr(), p, piece.len()) };
+            } else {
+                let mut to = at;
+                for chunk in piece.chunks(8) {
+                    let mut b = [0; 8];
+                    b[..chunk.len()].copy_from_slice(chunk);
+                    self.write_n(to, u64::from_le_bytes(b), chunk.len(), mmu_idx)?;
+                    to += chunk.len() as u64;
+                }
+            }
+            at = self.wrap(at, piece.len() as u64);
+            rest = more;
         }
         Ok(())
     }

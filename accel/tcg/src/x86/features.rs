@@ -2,6 +2,7 @@
 
 use super::bits::{cr4, efer};
 use tandem_accel::x86::cpuid::CpuidTable;
+use tandem_accel::x86::model::XsaveLayout;
 
 /// Bits of a page-table entry that may hold an address (SDM vol. 3 §4.5.4).
 const ENTRY_ADDR: u64 = 0x000f_ffff_ffff_f000;
@@ -36,6 +37,10 @@ pub struct Features {
     pub ext8_ebx: u32,
     /// CPUID.0Dh.1:EAX.
     pub xsave: u32,
+    /// Offsets of extended state components in the standard XSAVE format, by XCR0 bit.
+    pub xsave_offsets: [u32; 10],
+    /// Bit n: component n is aligned to 64 bytes in the compacted format.
+    pub xsave_aligned: u32,
     /// CPUID.4000_0001h:EAX if leaf 4000_0000h carries KVM's signature, else 0.
     pub kvm: u32,
     /// Physical address width in bits.
@@ -84,6 +89,13 @@ impl Features {
             amd,
             ..Features::default()
         };
+        let layout = XsaveLayout::of(table);
+        for bit in 2..10 {
+            if let Some(c) = layout.component(bit) {
+                f.xsave_offsets[bit as usize] = c.offset;
+                f.xsave_aligned |= u32::from(c.align) << bit;
+            }
+        }
         f.cr4 = f.cr4_allowed();
         f.efer = f.efer_allowed(has(table.query(0x8000_0021, 0).eax, 8));
         f

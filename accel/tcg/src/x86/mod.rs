@@ -26,6 +26,8 @@ pub mod task;
 pub(crate) mod testing;
 pub mod translate;
 pub mod tsc;
+pub mod x87;
+pub mod xsave;
 
 pub use cpu::Cpu;
 /// The state block of an x86 vCPU.

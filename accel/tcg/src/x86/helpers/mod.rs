@@ -17,6 +17,7 @@ mod segment;
 pub(crate) mod string;
 mod system;
 pub(crate) mod vector;
+pub(crate) mod x87;
 
 use super::Env;
 use super::exception::Exception;
@@ -186,4 +187,18 @@ helpers! {
     SCATTER = vector::scatter, VECTOR_FAULT_READ;
     SET_XMM_LOW = vector::set_xmm_low, VECTOR;
     STMXCSR = vector::stmxcsr, VECTOR;
+    FLDCW = x87::fldcw, PURE;
+    FNCLEX = x87::fnclex, PURE;
+    FNINIT = x87::fninit, PURE;
+    FNSAVE = x87::fnsave, FAULT;
+    FNSTSW = x87::fnstsw, PURE;
+    FRSTOR = x87::frstor, FAULT;
+    FXRSTOR = x87::fxrstor, VECTOR_FAULT_READ;
+    FXSAVE = x87::fxsave, VECTOR_FAULT_READ;
+    X87 = x87::x87, PURE;
+    X87_COMPARE_FLAGS = x87::x87_compare_flags, PURE;
+    X87_LOAD_80 = x87::x87_load_80, PURE;
+    X87_STORE = x87::x87_store, FAULT;
+    XRSTOR = x87::xrstor, VECTOR_FAULT_READ;
+    XSAVE = x87::xsave, VECTOR_FAULT_READ;
 }
