@@ -63,8 +63,6 @@ pub(crate) struct Caps {
     pub xsave_len: Option<usize>,
     /// Whether to use KVM_GET_XSAVE2.
     pub xsave2: bool,
-    /// Bytes of a vCPU's `kvm_run` mapping.
-    pub run_len: usize,
     /// Memslots per VM.
     pub memslots: u32,
 }
@@ -87,7 +85,6 @@ impl Caps {
             smm: has(Cap::X86Smm),
             xsave_len,
             xsave2: xsave2 > 0,
-            run_len: kvm.get_vcpu_mmap_size().unwrap_or(4096),
             memslots: kvm.get_nr_memslots() as u32,
         }
     }

@@ -15,6 +15,12 @@ const EFER: u32 = 0xc000_0080;
 /// MSRs that have a field of their own in the architectural state.
 const IN_STATE: [u32; 2] = [APIC_BASE, EFER];
 
+/// State that the kernel keeps but does not list: variable- and fixed-range MTRRs and their default
+/// type (SDM vol. 3 §12.11), and the deadline timer.
+fn unlisted() -> impl Iterator<Item = u32> {
+    (0x200..0x210).chain([0x250, 0x258, 0x259]).chain(0x268..0x270).chain([0x2ff, TSC_DEADLINE])
+}
+
 /// How many MSRs one call takes; the kernel's own limit is 256.
 const BATCH: usize = 128;
 
@@ -24,7 +30,7 @@ pub(crate) fn list(kvm: &Kvm) -> Result<Vec<u32>> {
         .get_msr_index_list()
         .map_err(|e| failed("list the model-specific registers", "KVM_GET_MSR_INDEX_LIST", e))?;
     let mut v: Vec<_> = list.as_slice().iter().copied().filter(|i| !IN_STATE.contains(i)).collect();
-    v.push(TSC_DEADLINE);
+    v.extend(unlisted());
     v.sort_unstable();
     v.dedup();
     Ok(v)

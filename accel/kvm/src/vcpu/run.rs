@@ -1,7 +1,7 @@
 //! KVM_RUN and its exits.
 
 use super::{Vcpu, report};
-use kvm_bindings::{KVM_EXIT_IO_IN, KVM_SYSTEM_EVENT_RESET};
+use kvm_bindings::KVM_SYSTEM_EVENT_RESET;
 use kvm_ioctls::VcpuExit as Exit;
 use std::sync::atomic::Ordering;
 use tandem_accel::vcpu::{StopReason, VcpuExit, VcpuRunner};
@@ -11,10 +11,17 @@ use tandem_accel::{Error, Result};
 /// What an exit asks for once the kernel's data has been let go.
 enum Next {
     Again,
-    PortIo,
+    PortIo(PortIo),
     Return(VcpuExit),
     Fail(String),
     InternalError,
+}
+
+/// A port access: all its elements, in the kernel's buffer.
+struct PortIo {
+    port: u16,
+    data: *mut [u8],
+    input: bool,
 }
 
 impl VcpuRunner for Vcpu {
@@ -25,11 +32,7 @@ impl VcpuRunner for Vcpu {
         loop {
             match self.enter() {
                 Next::Again => {}
-                Next::PortIo => {
-                    if let Err(e) = self.port_io() {
-                        return stop(e);
-                    }
-                }
+                Next::PortIo(io) => self.port_io(&io),
                 Next::Return(exit) => return exit,
                 Next::Fail(what) => return stop(report::failure(self, &what, &[])),
                 Next::InternalError => return stop(report::internal_error(self)),
@@ -75,7 +78,12 @@ impl Vcpu {
     /// One KVM_RUN, with the exits that need nothing but the bus.
     fn enter(&mut self) -> Next {
         match self.fd.run() {
-            Ok(Exit::IoIn(..) | Exit::IoOut(..)) => Next::PortIo,
+            Ok(Exit::IoIn(port, data)) => Next::PortIo(PortIo { port, data, input: true }),
+            Ok(Exit::IoOut(port, data)) => Next::PortIo(PortIo {
+                port,
+                data: std::ptr::from_ref(data).cast_mut(),
+                input: false,
+            }),
             Ok(Exit::MmioRead(gpa, data)) => {
                 self.bus.mmio_read(gpa, data);
                 Next::Again
@@ -119,32 +127,20 @@ impl Vcpu {
     }
 
     /// IN, OUT and their string forms, of which the kernel may hand over several elements at once.
-    fn port_io(&mut self) -> Result<()> {
-        let len = self.vm.caps.run_len;
+    fn port_io(&mut self, io: &PortIo) {
         let run = self.fd.get_kvm_run();
         // SAFETY: the exit was KVM_EXIT_IO, for which the kernel fills this member of the union.
-        let io = unsafe { run.__bindgen_anon_1.io };
-        let (size, offset) = (usize::from(io.size), io.data_offset as usize);
-        let total = size * io.count as usize;
-        if size == 0 || offset.checked_add(total).is_none_or(|end| end > len) {
-            return Err(Error::new(format!(
-                "vCPU {}: KVM described a port access of {} x {size} bytes outside its buffer",
-                self.index, io.count
-            )));
-        }
-        let base: *mut u8 = std::ptr::from_mut(run).cast();
-        // SAFETY: the kernel maps `len` bytes at kvm_run; the range was checked to lie inside; it
-        // does not touch them while the vCPU is out of KVM_RUN, and nothing else refers to them
-        // (`run` is not used again).
-        let data = unsafe { std::slice::from_raw_parts_mut(base.add(offset), total) };
-        let input = u32::from(io.direction) == KVM_EXIT_IO_IN;
-        for element in data.chunks_exact_mut(size) {
-            if input {
+        let size = usize::from(unsafe { run.__bindgen_anon_1.io.size }).max(1);
+        // SAFETY: the buffer behind kvm_run that KVM_RUN's exit described; it stays mapped as long as
+        // the vCPU, the kernel does not touch it until the next KVM_RUN, and the reference that
+        // described it is gone. It lies behind the structure that `run` refers to.
+        let data = unsafe { &mut *io.data };
+        for element in data.chunks_mut(size) {
+            if io.input {
                 self.bus.pio_read(io.port, element);
             } else {
                 self.bus.pio_write(io.port, element);
             }
         }
-        Ok(())
     }
 }

@@ -71,6 +71,36 @@ fn msrs_are_carried_and_reset_when_not_listed() {
 }
 
 #[test]
+fn writes_of_a_vcpu_reach_the_dirty_log() {
+    need_kvm!();
+    let m = Machine::new(vec![real_mode()]);
+    m.write(
+        CODE,
+        &assemble(16, |a| {
+            a.mov(byte_ptr(0x500), 1)?;
+            a.mov(word_ptr(0x5fff), 1)?;
+            a.out(0xf4, al)?;
+            a.cli()?;
+            a.hlt()
+        }),
+    );
+    let ram = m.map.find(0).unwrap();
+    ram.bits().set_logging(true);
+    m.accel.follow_logging().unwrap();
+    m.finish();
+    m.pause();
+    m.accel.collect_dirty().unwrap();
+    let first = ram.bits().take_dirty()[0];
+    // Pages 0, 5 and 6; a device's write is logged by itself.
+    assert_eq!(first & 0xff, 1 | 1 << 5 | 1 << 6, "{first:#x}");
+    m.write(0x3000, &[1]);
+    m.accel.collect_dirty().unwrap();
+    assert_eq!(ram.bits().take_dirty()[0], 1 << 3);
+    ram.bits().set_logging(false);
+    m.accel.follow_logging().unwrap();
+}
+
+#[test]
 fn registers_after_a_run_are_the_guests() {
     need_kvm!();
     let m = Machine::new(vec![long_mode()]);
