@@ -150,6 +150,9 @@ fn shrink(p: &Program, target: &Target, differs: impl Fn(&Program) -> bool) -> P
                 for step in 0..2 {
                     let mut blocks = best.blocks.clone();
                     let inst = blocks[b].insts[i];
+                    if inst.op == Op::InsnStart {
+                        continue;
+                    }
                     if step == 0 {
                         blocks[b].insts.remove(i);
                     } else if inst.dst.is_some() && inst.op != Op::Const && !inst.fl.is_some() {

@@ -98,13 +98,25 @@ pub(crate) fn host_target() -> Target {
     target(host_vectors())
 }
 
+/// The compiler for this host; the interpreter where there is none.
+#[cfg(target_arch = "x86_64")]
+fn jit(target: &Arc<Target>, code_bytes: usize) -> Result<Arc<dyn Backend>> {
+    let backend = tandem_jit::x86_64::X64Backend::new(target.clone(), code_bytes)
+        .map_err(|e| Error::new("setting up the compiler's code memory").caused_by(e))?;
+    Ok(backend)
+}
+#[cfg(not(target_arch = "x86_64"))]
+fn jit(target: &Arc<Target>, _code_bytes: usize) -> Result<Arc<dyn Backend>> {
+    Ok(InterpBackend::new(target.clone()))
+}
+
 impl TcgAccel {
     /// Sets translation up.
     pub fn new(options: TcgOptions, clock: Arc<Clock>) -> Result<Arc<TcgAccel>> {
         log::init(&options.log)?;
         let target = Arc::new(target(host_vectors()));
         let backend: Arc<dyn Backend> = match options.backend {
-            BackendKind::Jit => InterpBackend::new(target.clone()),
+            BackendKind::Jit => jit(&target, options.code_bytes)?,
             BackendKind::Interp => InterpBackend::new(target.clone()),
         };
         let shared = Arc::new(Shared::default());

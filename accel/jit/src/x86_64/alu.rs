@@ -97,16 +97,14 @@ impl Gen {
             return;
         }
         let d = self.result(dst, NOREG, 0);
-        let flags_live =
-            self.flags_now != NOVAL && self.vals[self.flags_now as usize].uses != 0 && !wants_fl;
-        if flags_live {
+        if self.flags_live() && !wants_fl {
             self.a.mov_i(d, 0);
         } else {
             self.clobber();
             self.a.alu_r(Alu::Xor, W32, d, Rm::R(d));
+            self.set_flags(inst.fl);
         }
         self.define(dst, d, 0);
-        self.set_flags(inst.fl);
     }
     fn hint_some(&self, v: Val) -> bool {
         v.is_some() && self.hint(v).is_some()
@@ -155,12 +153,11 @@ impl Gen {
         if sa.reg == NOREG {
             return false;
         }
-        let flags_live = self.flags_now != NOVAL && self.vals[self.flags_now as usize].uses != 0;
         let in_place = match self.hint(inst.dst) {
             Some(p) => p == sa.reg,
             None => sa.uses == 1 && self.is_scratch(sa.reg),
         };
-        if in_place && !flags_live {
+        if in_place && !self.flags_live() {
             return false;
         }
         self.release(ab.0);

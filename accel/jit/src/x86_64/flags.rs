@@ -34,8 +34,9 @@ impl Gen {
         s.mem = slot;
         s.flags = at;
     }
-    /// The instruction just emitted set EFLAGS to `fl`.
+    /// The instruction just emitted set EFLAGS to `fl`; what was there before is gone.
     pub(super) fn set_flags(&mut self, fl: Val) {
+        debug_assert!(!self.flags_live(), "EFLAGS changed while it was needed");
         self.flags_now = NOVAL;
         if fl.is_some() && self.vals[fl.index()].uses != 0 {
             self.st(fl.0).flags = FlagsAt::Eflags;
@@ -60,7 +61,9 @@ impl Gen {
             }
             FlagsAt::Value(of) => {
                 self.clobber();
+                let locked = self.locked;
                 let t = self.alloc();
+                self.locked = locked;
                 self.fill(t, of);
                 self.a.alu_i(Alu::And, W32, Rm::R(t), FLAGS_MASK as i32);
                 self.a.push(t);
@@ -97,7 +100,9 @@ impl Gen {
             }
             FlagsAt::Value(of) => {
                 self.clobber();
+                let locked = self.locked;
                 let r = self.reg_of(of);
+                self.locked = locked;
                 self.a.bt_i(W32, Rm::R(r), 0);
             }
             FlagsAt::Nowhere => debug_assert!(false, "flags value {} undefined", fl.0),
@@ -130,7 +135,9 @@ impl Gen {
             }
             FlagsAt::Value(of) if simple => {
                 self.clobber();
+                let locked = self.locked;
                 let r = self.reg_of(of);
+                self.locked = locked;
                 self.test_mask(Rm::R(r), mask);
                 CC_NE ^ (cond & 1)
             }
