@@ -18,10 +18,9 @@ enum Next {
 }
 
 /// A port access: all its elements, in the kernel's buffer.
-struct PortIo {
-    port: u16,
-    data: *mut [u8],
-    input: bool,
+enum PortIo {
+    In(u16, *mut [u8]),
+    Out(u16, *const [u8]),
 }
 
 impl VcpuRunner for Vcpu {
@@ -78,12 +77,8 @@ impl Vcpu {
     /// One KVM_RUN, with the exits that need nothing but the bus.
     fn enter(&mut self) -> Next {
         match self.fd.run() {
-            Ok(Exit::IoIn(port, data)) => Next::PortIo(PortIo { port, data, input: true }),
-            Ok(Exit::IoOut(port, data)) => Next::PortIo(PortIo {
-                port,
-                data: std::ptr::from_ref(data).cast_mut(),
-                input: false,
-            }),
+            Ok(Exit::IoIn(port, data)) => Next::PortIo(PortIo::In(port, data)),
+            Ok(Exit::IoOut(port, data)) => Next::PortIo(PortIo::Out(port, data)),
             Ok(Exit::MmioRead(gpa, data)) => {
                 self.bus.mmio_read(gpa, data);
                 Next::Again
@@ -131,15 +126,19 @@ impl Vcpu {
         let run = self.fd.get_kvm_run();
         // SAFETY: the exit was KVM_EXIT_IO, for which the kernel fills this member of the union.
         let size = usize::from(unsafe { run.__bindgen_anon_1.io.size }).max(1);
-        // SAFETY: the buffer behind kvm_run that KVM_RUN's exit described; it stays mapped as long as
-        // the vCPU, the kernel does not touch it until the next KVM_RUN, and the reference that
-        // described it is gone. It lies behind the structure that `run` refers to.
-        let data = unsafe { &mut *io.data };
-        for element in data.chunks_mut(size) {
-            if io.input {
-                self.bus.pio_read(io.port, element);
-            } else {
-                self.bus.pio_write(io.port, element);
+        // The buffer lies behind kvm_run. It stays mapped as long as the vCPU, and the kernel does not
+        // touch it until the next KVM_RUN.
+        match *io {
+            PortIo::In(port, data) => {
+                // SAFETY: the buffer of the last exit (see above); the reference that described it is
+                // gone, and it does not overlap what `run` referred to.
+                let data = unsafe { &mut *data };
+                data.chunks_mut(size).for_each(|element| self.bus.pio_read(port, element));
+            }
+            PortIo::Out(port, data) => {
+                // SAFETY: as above, for reading.
+                let data = unsafe { &*data };
+                data.chunks(size).for_each(|element| self.bus.pio_write(port, element));
             }
         }
     }
