@@ -33,7 +33,7 @@ pub fn choose(config: &VmConfig) -> std::result::Result<Arc<dyn AccelOps>, Failu
 }
 
 fn auto(config: &VmConfig) -> std::result::Result<Arc<dyn AccelOps>, Failure> {
-    match kvm() {
+    match kvm_for_anything() {
         Ok(accel) => {
             log::note(&"running on kvm, as /dev/kvm works");
             Ok(accel)
@@ -44,6 +44,23 @@ fn auto(config: &VmConfig) -> std::result::Result<Arc<dyn AccelOps>, Failure> {
             Ok(accel)
         }
     }
+}
+
+/// KVM, if it can be expected to run whatever a processor runs. One without hardware emulates
+/// privileged code with gaps, in which stock systems get stuck; `--accel kvm` takes it all the same.
+#[cfg(feature = "kvm")]
+fn kvm_for_anything() -> Result<Arc<dyn AccelOps>> {
+    let accel = kvm()?;
+    if tandem_kvm::has_hardware() {
+        return Ok(accel);
+    }
+    Err(Error::new("/dev/kvm has no virtualisation hardware behind it, and cannot run everything")
+        .remedy("use a host with VT-x or AMD-V (nested virtualisation), or try --accel kvm"))
+}
+
+#[cfg(not(feature = "kvm"))]
+fn kvm_for_anything() -> Result<Arc<dyn AccelOps>> {
+    kvm()
 }
 
 #[cfg(feature = "kvm")]

@@ -82,10 +82,16 @@ pub fn probe() -> Result<Info, Diagnosis> {
     ))
 }
 
-#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-pub use linux::probe;
+/// Whether this processor has virtualisation hardware that KVM could use.
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+pub fn has_hardware() -> bool {
+    false
+}
+
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub(crate) use linux::{NODE, create_vm, has_hardware, open};
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub use linux::{has_hardware, probe};
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod linux {

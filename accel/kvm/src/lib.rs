@@ -29,7 +29,7 @@
 
 mod diagnose;
 
-pub use diagnose::{Cause, Diagnosis, Info, probe};
+pub use diagnose::{Cause, Diagnosis, Info, has_hardware, probe};
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod caps;
