@@ -5,6 +5,7 @@ use super::{Vcpu, leave};
 use crate::log;
 use crate::softmmu::NO_TAG;
 use crate::tb::SMC_RETRY;
+use crate::x86::bits::cr4;
 use crate::x86::exception::{Exception, vector};
 use crate::x86::interrupt::{self, Outcome, Poll};
 use crate::x86::mode::Mode;
@@ -15,7 +16,7 @@ use tandem_accel::x86::X86State;
 use tandem_accel::{Error, Result};
 use tandem_jit::code::{EnvMem, ExitRef};
 use tandem_jit::target::{
-    LEAVE_CHAIN, LEAVE_FAULT, LEAVE_LOOKUP, LEAVE_PAGE, LEAVE_REQUEST, LEAVE_TRAP,
+    LEAVE_CHAIN, LEAVE_FAULT, LEAVE_ILLEGAL, LEAVE_LOOKUP, LEAVE_PAGE, LEAVE_REQUEST, LEAVE_TRAP,
 };
 
 /// Runs one vCPU; lives on its thread.
@@ -119,9 +120,17 @@ impl Runner {
             LEAVE_TRAP => {
                 let e = match env.core.fault {
                     0 => Exception::plain(vector::DE),
+                    _ if env.cpu.cr4 & cr4::OSXMMEXCPT == 0 => Exception::UD,
                     _ => Exception::plain(vector::XM),
                 };
                 env.core.fault = 0;
+                env.core.bounce = 0;
+                return self.deliver(e).map_or(Ok(None), Err);
+            }
+            LEAVE_ILLEGAL => return self.deliver(Exception::UD).map_or(Ok(None), Err),
+            raise if raise & !0xff == leave::RAISE => {
+                env.core.bounce = 0;
+                let e = Exception::found_inline(raise as u8);
                 return self.deliver(e).map_or(Ok(None), Err);
             }
             _ => {

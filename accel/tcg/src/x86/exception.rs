@@ -53,6 +53,13 @@ impl Exception {
     pub const fn gp(error: u32) -> Exception {
         Exception::with_error(vector::GP, error)
     }
+    /// Exception `v` as generated code raises it by itself: with error code 0 if it has one.
+    pub const fn found_inline(v: u8) -> Exception {
+        match v {
+            vector::DF | vector::TS..=vector::PF | vector::AC => Exception::with_error(v, 0),
+            _ => Exception::plain(v),
+        }
+    }
     /// #PF at `addr` with this error code (SDM vol. 3 §4.7).
     pub const fn page_fault(addr: u64, error: u32) -> Exception {
         Exception { vector: vector::PF, error: Some(error), addr: Some(addr), dr6: 0 }

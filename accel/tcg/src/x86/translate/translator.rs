@@ -2,6 +2,7 @@
 
 use super::TbKey;
 use super::cc::FlagState;
+pub use crate::exec::leave::RAISE as LEAVE_RAISE;
 use crate::x86::cpu::global;
 use crate::x86::helpers;
 use crate::x86::mode::Mode;
@@ -13,9 +14,6 @@ pub const LEAVE_LOOP: u32 = 1;
 
 /// Leave code: an instruction has completed with TF set; a #DB trap follows.
 pub const LEAVE_STEP: u32 = 4;
-/// Leave code: the instruction at the pc global raises the exception whose vector is in the low 8
-/// bits, with error code 0 if it has one.
-pub const LEAVE_RAISE: u32 = 0x100;
 
 /// One translation in progress.
 pub struct Translator<'a> {
