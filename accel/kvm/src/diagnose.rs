@@ -89,7 +89,7 @@ pub fn has_hardware() -> bool {
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-pub(crate) use linux::{NODE, create_vm, has_hardware, open};
+pub(crate) use linux::{NODE, create_vm, open};
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub use linux::{has_hardware, probe};
 
@@ -201,7 +201,7 @@ mod linux {
     }
 
     /// VMX (leaf 1 ECX bit 5) or SVM (leaf 8000_0001h ECX bit 2).
-    pub(crate) fn has_hardware() -> bool {
+    pub fn has_hardware() -> bool {
         use std::arch::x86_64::__cpuid;
         // CPUID is part of the x86-64 baseline.
         let (basic, extended) = (__cpuid(1), __cpuid(0x8000_0001));
