@@ -251,3 +251,267 @@ impl Env {
         self.cpu.cc = CcState { src: image & ARITH, ..CcState::default() };
     }
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use std::arch::asm;
+
+    const VALUES: [u64; 22] = [
+        0,
+        1,
+        2,
+        0xf,
+        0x10,
+        0x7f,
+        0x80,
+        0x81,
+        0xff,
+        0x100,
+        0x7fff,
+        0x8000,
+        0xffff,
+        0x7fff_ffff,
+        0x8000_0000,
+        0x8000_0001,
+        0xffff_ffff,
+        0x1_0000_0000,
+        0x7fff_ffff_ffff_ffff,
+        0x8000_0000_0000_0000,
+        u64::MAX,
+        0x1234_5678_9abc_def0,
+    ];
+
+    /// Calls `f` with pairs of operands: all pairs of bytes, then edges of all widths.
+    fn pairs(mut f: impl FnMut(u64, u64)) {
+        for a in 0..256 {
+            for b in 0..256 {
+                f(a, b);
+            }
+        }
+        for a in VALUES {
+            for b in VALUES {
+                f(a, b);
+            }
+        }
+    }
+
+    /// Runs a two-operand instruction at each width: (result, flags) by width.
+    macro_rules! host {
+        ($op:literal, $a:expr, $b:expr, $cf:expr) => {{
+            let (a, b, cf): (u64, u64, u64) = ($a, $b, $cf);
+            let mut out = [(0u64, 0u64); 4];
+            host!(@one out, 0, concat!($op, " {a:l}, {b:l}"), reg_abcd, a, b, cf);
+            host!(@one out, 1, concat!($op, " {a:x}, {b:x}"), reg_abcd, a, b, cf);
+            host!(@one out, 2, concat!($op, " {a:e}, {b:e}"), reg_abcd, a, b, cf);
+            host!(@one out, 3, concat!($op, " {a:r}, {b:r}"), reg_abcd, a, b, cf);
+            out
+        }};
+        (@one $out:ident, $i:literal, $text:expr, $class:ident, $a:ident, $b:ident, $cf:ident) => {{
+            let (mut r, f): (u64, u64);
+            r = $a;
+            // SAFETY: touches its operands, the flags and 16 bytes of stack.
+            unsafe {
+                asm!(
+                    "push {cf}",
+                    "popfq",
+                    $text,
+                    "pushfq",
+                    "pop {cf}",
+                    a = inout($class) r,
+                    b = in($class) $b,
+                    cf = inout(reg) 0x202 | $cf => f,
+                );
+            }
+            $out[$i] = (r, f & ARITH);
+        }};
+    }
+
+    /// The same with the second operand in CL.
+    macro_rules! shifted {
+        ($op:literal, $a:expr, $n:expr, $in:expr) => {{
+            let (a, n, flags): (u64, u64, u64) = ($a, $n, $in);
+            let mut out = [(0u64, 0u64); 4];
+            shifted!(@one out, 0, concat!($op, " {a:l}, cl"), a, n, flags);
+            shifted!(@one out, 1, concat!($op, " {a:x}, cl"), a, n, flags);
+            shifted!(@one out, 2, concat!($op, " {a:e}, cl"), a, n, flags);
+            shifted!(@one out, 3, concat!($op, " {a:r}, cl"), a, n, flags);
+            out
+        }};
+        (@one $out:ident, $i:literal, $text:expr, $a:ident, $n:ident, $in:ident) => {{
+            let (mut r, f): (u64, u64);
+            r = $a;
+            // SAFETY: touches its operands, the flags and 16 bytes of stack.
+            unsafe {
+                asm!(
+                    "push {f}",
+                    "popfq",
+                    $text,
+                    "pushfq",
+                    "pop {f}",
+                    a = inout(reg_abcd) r,
+                    f = inout(reg) 0x202 | $in => f,
+                    in("rcx") $n,
+                );
+            }
+            $out[$i] = (r, f & ARITH);
+        }};
+    }
+
+    const WIDTHS: [Width; 4] = [Width::W8, Width::W16, Width::W32, Width::W64];
+
+    #[track_caller]
+    fn check(cc: CcState, expect: u64, mask: u64, what: &str) {
+        let got = compute(&cc);
+        assert_eq!(got & mask, expect & mask, "{what}: {cc:x?}");
+    }
+
+    fn state(kind: CcKind, w: Width, dst: u64, src: u64, src2: u64) -> CcState {
+        CcState { op: op(kind, w), dst, src, src2, ..CcState::default() }
+    }
+
+    #[test]
+    fn arithmetic() {
+        pairs(|a, b| {
+            for (i, w) in WIDTHS.into_iter().enumerate() {
+                for cf in 0..2 {
+                    let (r, f) = host!("adc", a, b, cf)[i];
+                    check(state(CcKind::Adc, w, r, b, a), f, ARITH, "adc");
+                    let (r, f) = host!("sbb", a, b, cf)[i];
+                    check(state(CcKind::Sbb, w, r, b, a), f, ARITH, "sbb");
+                }
+                let (r, f) = host!("add", a, b, 0)[i];
+                check(state(CcKind::Add, w, r, b, 0), f, ARITH, "add");
+                let (r, f) = host!("sub", a, b, 0)[i];
+                check(state(CcKind::Sub, w, r, b, 0), f, ARITH, "sub");
+                check(state(CcKind::Cmp, w, a, b, 0), f, ARITH, "cmp");
+                let (r, f) = host!("and", a, b, 0)[i];
+                check(state(CcKind::Logic, w, r, 0, 0), f, ARITH & !AF, "and");
+                check(state(CcKind::Test, w, a, b, 0), f, ARITH & !AF, "test");
+            }
+        });
+    }
+
+    #[test]
+    fn shifts() {
+        for a in VALUES {
+            for n in 1..64 {
+                for (i, w) in WIDTHS.into_iter().enumerate() {
+                    let count = n & if w == Width::W64 { 63 } else { 31 };
+                    if count == 0 {
+                        continue;
+                    }
+                    // OF is defined for a count of 1 only, but the hosts agree on the rest, and on
+                    // CF while the count is not above the width.
+                    let mask = if count > w.bits().into() { ARITH & !(CF | OF) } else { ARITH };
+                    let (r, f) = shifted!("shl", a, n, 0)[i];
+                    check(state(CcKind::Shl, w, r, a, count), f, mask, "shl");
+                    let (r, f) = shifted!("shr", a, n, 0)[i];
+                    check(state(CcKind::Shr, w, r, a, count), f, mask, "shr");
+                    let (r, f) = shifted!("sar", a, n, 0)[i];
+                    check(state(CcKind::Sar, w, r, a, count), f, ARITH, "sar");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rotates_keep_the_rest() {
+        for a in VALUES {
+            for n in 1..64 {
+                for base in [0, ARITH] {
+                    for (i, w) in WIDTHS.into_iter().enumerate() {
+                        if n & if w == Width::W64 { 63 } else { 31 } == 0 {
+                            continue;
+                        }
+                        let cc = |word, r| CcState {
+                            op: op(CcKind::Eflags, w) | word,
+                            src: base,
+                            over: r,
+                            ..CcState::default()
+                        };
+                        let (r, f) = shifted!("rol", a, n, base)[i];
+                        check(cc(rol(w), r), f, ARITH, "rol");
+                        let (r, f) = shifted!("ror", a, n, base)[i];
+                        check(cc(ror(w), r), f, ARITH, "ror");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn inc_and_dec_keep_carry() {
+        // INC and DEC are ADD and SUB of 1 but for CF.
+        pairs(|a, cf| {
+            let cf = cf & 1;
+            for (i, w) in WIDTHS.into_iter().enumerate() {
+                let cc = |word, r| CcState {
+                    op: op(CcKind::Eflags, w) | word,
+                    src: cf,
+                    inc: r,
+                    ..CcState::default()
+                };
+                let (r, f) = host!("add", a, 1, 0)[i];
+                check(cc(inc(w), r), f & !CF | cf, ARITH, "inc");
+                let (r, f) = host!("sub", a, 1, 0)[i];
+                check(cc(dec(w), r), f & !CF | cf, ARITH, "dec");
+            }
+        });
+    }
+
+    #[test]
+    fn multiplications() {
+        for a in VALUES {
+            for b in VALUES {
+                for (i, w) in WIDTHS.into_iter().enumerate().skip(1) {
+                    let f = match i {
+                        1 => host_imul(a as i16 as i64, b as i16 as i64, 16),
+                        2 => host_imul(a as i32 as i64, b as i32 as i64, 32),
+                        _ => host_imul(a as i64, b as i64, 64),
+                    };
+                    let low = a.wrapping_mul(b);
+                    check(state(CcKind::Imul2, w, low, a, b), f, CF | OF, "imul");
+                    let high = (i128::from(sext(a, w)) * i128::from(sext(b, w))) >> w.bits();
+                    check(state(CcKind::Imul, w, low, high as u64, 0), f, CF | OF, "imul1");
+                    let (a, b) = (a & w.mask(), b & w.mask());
+                    let high = ((u128::from(a) * u128::from(b)) >> w.bits()) as u64;
+                    let f = if high != 0 { CF | OF } else { 0 };
+                    check(state(CcKind::Mul, w, low, high, 0), f, CF | OF, "mul");
+                }
+            }
+        }
+    }
+
+    /// CF and OF of a signed product: it does not fit `bits`.
+    fn host_imul(a: i64, b: i64, bits: u32) -> u64 {
+        let p = i128::from(a) * i128::from(b);
+        let up = 128 - bits;
+        if (p << up) >> up == p { 0 } else { CF | OF }
+    }
+
+    #[test]
+    fn layers_replace_each_other() {
+        let mut cc = state(CcKind::Eflags, Width::W8, 0, ARITH, 0);
+        // An INC to 1 clears all but CF.
+        cc.op |= inc(Width::W32);
+        cc.inc = 1;
+        assert_eq!(compute(&cc), CF);
+        // Then CF alone is overridden.
+        cc.op |= OVER_CF;
+        cc.over = 0;
+        assert_eq!(compute(&cc), 0);
+        cc.op |= OVER_OF;
+        cc.over = OF;
+        assert_eq!(compute(&cc), OF);
+    }
+
+    #[test]
+    fn every_word_is_harmless() {
+        // The words come from generated code, but a snapshot may hold anything.
+        for op in (0..1 << 20).step_by(7) {
+            let cc = CcState { op, dst: u64::MAX, src: 3, src2: u64::MAX, inc: 1, over: 5 };
+            assert_eq!(compute(&cc) & !ARITH, 0);
+        }
+    }
+}

@@ -106,11 +106,12 @@ fn compare(m: &mut Machine, insn: &Instruction, bytes: &[u8], regs: &Regs, memor
     let end = if traps { End::Divide } else { End::Done };
     let mask = 0xcd5 & !image(insn.rflags_undefined());
     let flags_ok = (got.regs.flags ^ expect.flags) & mask == 0;
-    let data_ok = data() == expect_data;
+    let got_data = data();
+    let data_ok = got_data == expect_data;
     if got.end == end && got.regs.gpr == expect.gpr && flags_ok && data_ok {
         return;
     }
-    let at = (0..DATA_LEN).find(|&i| data()[i] != expect_data[i]);
+    let at = (0..DATA_LEN).find(|&i| got_data[i] != expect_data[i]);
     panic!(
         "{} ({bytes:02x?})\nregisters {regs:x?}\nexpected  {expect:x?} {end:?}\n\
          got       {got:x?}\nflags compared {mask:#x}; first different data byte {at:x?}\n{}",

@@ -9,3 +9,5 @@ mod rng;
 
 #[cfg(target_arch = "x86_64")]
 mod every_form;
+#[cfg(target_arch = "x86_64")]
+mod sequences;
