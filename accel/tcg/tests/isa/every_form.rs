@@ -16,6 +16,14 @@ pub const USER: Mode = Mode::CPL0
     .union(Mode::PE)
     .union(Mode::LMA);
 
+/// The mode of a 32-bit user program under a 64-bit kernel.
+pub const USER32: Mode = Mode::CPL0
+    .union(Mode::CPL1)
+    .union(Mode::CODE32)
+    .union(Mode::SS32)
+    .union(Mode::PE)
+    .union(Mode::LMA);
+
 const REPEATS: usize = 24;
 
 /// The flags image of iced's flag bits.
@@ -45,7 +53,8 @@ fn divides_badly(insn: &Instruction, regs: &Regs, data: &[u8]) -> bool {
         let index = if insn.memory_index() == iced_x86::Register::None {
             0
         } else {
-            regs.gpr[12] * u64::from(insn.memory_index_scale())
+            let small = if insn.memory_index() == iced_x86::Register::EBP { 5 } else { 12 };
+            regs.gpr[small] * u64::from(insn.memory_index_scale())
         };
         let at = regs.gpr[3] + index + insn.memory_displacement64() - super::memory::DATA;
         let mut v = [0; 8];
@@ -92,17 +101,25 @@ fn divides_badly(insn: &Instruction, regs: &Regs, data: &[u8]) -> bool {
 }
 
 /// Runs one case natively and on `m`; panics with everything one needs if they differ.
-fn compare(m: &mut Machine, insn: &Instruction, bytes: &[u8], regs: &Regs, memory: &[u8]) {
+fn compare(
+    m: &mut Machine,
+    mode: Mode,
+    insn: &Instruction,
+    bytes: &[u8],
+    regs: &Regs,
+    memory: &[u8],
+) {
+    let bits = if mode.contains(Mode::CODE64) { 64 } else { 32 };
     let traps = matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
         && divides_badly(insn, regs, memory);
     if std::env::var_os("ISA_TRACE").is_some() {
         eprintln!("{} {bytes:02x?} {regs:x?}", text(insn));
     }
     set_data(memory);
-    let expect = if traps { *regs } else { native::run(bytes, regs) };
+    let expect = if traps { *regs } else { native::run(bytes, regs, bits) };
     let expect_data = data();
     set_data(memory);
-    let got = m.run(bytes, START, USER, regs);
+    let got = m.run(bytes, START, mode, regs);
     let end = if traps { End::Divide } else { End::Done };
     let mask = 0xcd5 & !image(insn.rflags_undefined());
     let flags_ok = (got.regs.flags ^ expect.flags) & mask == 0;
@@ -124,28 +141,29 @@ fn random_data(rng: &mut Rng) -> Vec<u8> {
     (0..DATA_LEN).map(|_| rng.bits() as u8).collect()
 }
 
-fn wants(code: Code) -> Vec<Want> {
+fn wants(code: Code, bits: u32) -> Vec<Want> {
     let mut all = Vec::new();
     let op = code.op_code();
     for memory in [false, true] {
         if memory != forms::has_memory(code) && (memory || !forms::has_register_form(code)) {
             continue;
         }
-        all.push(Want { memory, lock: false, sequence: false });
+        all.push(Want { memory, lock: false, sequence: false, bits });
         if memory && op.can_use_lock_prefix() {
-            all.push(Want { memory, lock: true, sequence: false });
+            all.push(Want { memory, lock: true, sequence: false, bits });
         }
     }
     all
 }
 
-fn every_form(m: &mut Machine, only: impl Fn(Code) -> bool) -> usize {
+fn every_form(m: &mut Machine, mode: Mode) -> usize {
+    let bits = if mode.contains(Mode::CODE64) { 64 } else { 32 };
     let mut guard = Arena::lock();
     let _ = guard.as_mut();
     let mut rng = Rng::new(1);
     let mut forms = 0;
-    for code in Code::values().filter(|&c| forms::is_integer(c) && only(c)) {
-        for want in wants(code) {
+    for code in Code::values().filter(|&c| forms::is_integer(c, bits)) {
+        for want in wants(code, bits) {
             let mut seen = false;
             for round in 0..REPEATS {
                 let Some(mut insn) = forms::build(code, want, &mut rng) else { break };
@@ -155,19 +173,30 @@ fn every_form(m: &mut Machine, only: impl Fn(Code) -> bool) -> usize {
                 } else if rep && round % 3 == 2 && code.op_code().can_use_repne_prefix() {
                     insn.set_has_repne_prefix(true);
                 }
-                let mut regs = forms::registers(&mut rng);
+                let mut regs = if bits == 64 {
+                    forms::registers(&mut rng)
+                } else {
+                    forms::registers32(&mut rng)
+                };
                 forms::settle(&mut insn, &mut regs, &mut rng);
-                let Some(bytes) = forms::encode(&insn, START) else { continue };
-                let mut d = iced_x86::Decoder::with_ip(64, &bytes, START, 0);
+                if bits == 32 {
+                    regs.gpr.iter_mut().for_each(|v| *v &= u64::from(u32::MAX));
+                }
+                let Some(bytes) = forms::encode(&insn, START, bits) else { continue };
+                let mut d = iced_x86::Decoder::with_ip(bits, &bytes, START, 0);
                 let insn = d.decode();
+                if insn.is_invalid() {
+                    // Only on the oldest processors.
+                    break;
+                }
                 let memory = random_data(&mut rng);
-                compare(m, &insn, &bytes, &regs, &memory);
+                compare(m, mode, &insn, &bytes, &regs, &memory);
                 seen = true;
             }
             forms += usize::from(seen);
             if !seen {
                 let insn = forms::build(code, want, &mut rng);
-                let why = insn.map(|i| iced_x86::Encoder::new(64).encode(&i, START));
+                let why = insn.map(|i| iced_x86::Encoder::new(bits).encode(&i, START));
                 eprintln!("not tried: {code:?} {want:?}: {why:?}");
             }
         }
@@ -177,22 +206,39 @@ fn every_form(m: &mut Machine, only: impl Fn(Code) -> bool) -> usize {
 
 #[test]
 fn interpreter() {
-    let n = every_form(&mut Machine::interp(false), |_| true);
+    let n = every_form(&mut Machine::interp(false), USER);
     assert!(n > 400, "only {n} forms");
     eprintln!("{n} forms");
 }
 
 #[test]
 fn interpreter_after_passes() {
-    every_form(&mut Machine::interp(true), |_| true);
+    every_form(&mut Machine::interp(true), USER);
 }
 
 #[test]
 fn jit() {
-    every_form(&mut Machine::jit(false), |_| true);
+    every_form(&mut Machine::jit(false), USER);
 }
 
 #[test]
 fn jit_after_passes() {
-    every_form(&mut Machine::jit(true), |_| true);
+    every_form(&mut Machine::jit(true), USER);
+}
+
+#[test]
+fn interpreter_32() {
+    let n = every_form(&mut Machine::interp(false), USER32);
+    eprintln!("{n} forms");
+}
+
+#[test]
+fn jit_32() {
+    every_form(&mut Machine::jit(true), USER32);
+}
+
+/// The same through the segment checks, with flat segments.
+#[test]
+fn jit_32_segmented() {
+    every_form(&mut Machine::jit(true), USER32 | Mode::SEGMENTED);
 }

@@ -44,9 +44,15 @@ pub struct Want {
     pub lock: bool,
     /// Only registers that sequences may overwrite.
     pub sequence: bool,
+    /// Code size: 32 or 64.
+    pub bits: u32,
 }
 
 fn register(rng: &mut Rng, bytes: usize, want: Want, rex: &mut Option<bool>) -> Register {
+    if want.bits == 32 {
+        let n = rng.below(8) as usize;
+        return if bytes == 1 { R8[n] } else { sized(n, bytes) };
+    }
     if want.sequence {
         let n = rng.pick(&FREE);
         return if bytes == 1 { R8[if n < 4 { n } else { n + 4 }] } else { sized(n, bytes) };
@@ -85,11 +91,15 @@ fn register(rng: &mut Rng, bytes: usize, want: Want, rex: &mut Option<bool>) -> 
     }
 }
 
-fn set_memory(insn: &mut Instruction, i: u32, rng: &mut Rng, aligned: bool) {
+fn set_memory(insn: &mut Instruction, i: u32, rng: &mut Rng, want: Want, aligned: bool) {
+    let (base, index) = match want.bits {
+        64 => (Register::RBX, Register::R12),
+        _ => (Register::EBX, Register::EBP),
+    };
     insn.set_op_kind(i, OpKind::Memory);
-    insn.set_memory_base(Register::RBX);
+    insn.set_memory_base(base);
     if !aligned && rng.one_in(2) {
-        insn.set_memory_index(Register::R12);
+        insn.set_memory_index(index);
         insn.set_memory_index_scale(rng.pick(&[1, 2, 4, 8]));
     }
     let disp = if aligned { rng.below(8) * 16 } else { rng.below(0x100) };
@@ -146,7 +156,7 @@ pub fn build(code: Code, want: Want, rng: &mut Rng) -> Option<Instruction> {
             _ => (0, false),
         };
         if may_be_memory && want.memory {
-            set_memory(&mut insn, i, rng, aligned);
+            set_memory(&mut insn, i, rng, want, aligned);
             continue;
         }
         if bytes > 0 {
@@ -173,14 +183,15 @@ pub fn build(code: Code, want: Want, rng: &mut Rng) -> Option<Instruction> {
             K::mem_offs => {
                 insn.set_op_kind(i, OpKind::Memory);
                 insn.set_memory_displacement64(DATA + rng.below(0x1000));
-                insn.set_memory_displ_size(8);
+                insn.set_memory_displ_size(want.bits / 8);
             }
             K::seg_rBX_al => {
+                let base = if want.bits == 64 { Register::RBX } else { Register::EBX };
                 insn.set_op_kind(i, OpKind::Memory);
-                insn.set_memory_base(Register::RBX);
+                insn.set_memory_base(base);
                 insn.set_memory_index(Register::AL);
             }
-            K::mem => set_memory(&mut insn, i, rng, aligned),
+            K::mem => set_memory(&mut insn, i, rng, want, aligned),
             K::imm8 => {
                 insn.set_op_kind(i, OpKind::Immediate8);
                 insn.set_immediate8(imm as u8);
@@ -217,11 +228,10 @@ pub fn build(code: Code, want: Want, rng: &mut Rng) -> Option<Instruction> {
                 insn.set_op_kind(i, OpKind::Immediate64);
                 insn.set_immediate64(imm);
             }
-            K::seg_rSI => {
-                insn.set_op_kind(i, OpKind::MemorySegRSI);
-                insn.set_memory_base(Register::None);
-            }
-            K::es_rDI => insn.set_op_kind(i, OpKind::MemoryESRDI),
+            K::seg_rSI if want.bits == 64 => insn.set_op_kind(i, OpKind::MemorySegRSI),
+            K::es_rDI if want.bits == 64 => insn.set_op_kind(i, OpKind::MemoryESRDI),
+            K::seg_rSI => insn.set_op_kind(i, OpKind::MemorySegESI),
+            K::es_rDI => insn.set_op_kind(i, OpKind::MemoryESEDI),
             _ => return None,
         }
     }
@@ -229,11 +239,22 @@ pub fn build(code: Code, want: Want, rng: &mut Rng) -> Option<Instruction> {
     Some(insn)
 }
 
-/// The bytes of `insn` at `rip`; `None` if it has no encoding.
-pub fn encode(insn: &Instruction, rip: u64) -> Option<Vec<u8>> {
-    let mut e = Encoder::new(64);
+/// The bytes of `insn` at `rip` in code of size `bits`; `None` if it has no encoding.
+pub fn encode(insn: &Instruction, rip: u64, bits: u32) -> Option<Vec<u8>> {
+    let mut e = Encoder::new(bits);
     e.encode(insn, rip).ok()?;
     Some(e.take_buffer())
+}
+
+/// Registers for a case in 32-bit code, random but for the conventions.
+pub fn registers32(rng: &mut Rng) -> Regs {
+    let mut r = registers(rng);
+    r.gpr[5] = r.gpr[12];
+    for v in &mut r.gpr[..8] {
+        *v &= u64::from(u32::MAX);
+    }
+    r.gpr[8..].fill(0);
+    r
 }
 
 /// Registers for a case, random but for the conventions.
@@ -260,12 +281,13 @@ pub fn settle(insn: &mut Instruction, regs: &mut Regs, rng: &mut Rng) {
         Bt | Bts | Btr | Btc if memory && insn.op1_kind() == OpKind::Register => {
             let r = insn.op1_register();
             let mut n = r.full_register().number();
-            if matches!(n, 3 | 12) {
+            if matches!(n, 3 | 5 | 12) {
                 n = 1;
                 insn.set_op1_register(sized(n, r.size()));
             }
             regs.gpr[n] = (rng.below(0x2000) as i64 - 0x1000) as u64;
         }
+        Aam => insn.set_immediate8(insn.immediate8().max(1)),
         Leave => regs.gpr[5] = DATA + 0x3000 + rng.below(64),
         Cmpxchg16b => {
             regs.gpr[3] = BASE;
@@ -294,11 +316,12 @@ pub fn settle(insn: &mut Instruction, regs: &mut Regs, rng: &mut Rng) {
     }
 }
 
-/// Whether `code` is a 64-bit form of an integer instruction that runs in user mode without leaving.
-pub fn is_integer(code: Code) -> bool {
+/// Whether `code` is a form of an integer instruction in code of size `bits` that runs in user mode
+/// without leaving.
+pub fn is_integer(code: Code, bits: u32) -> bool {
     use Mnemonic::*;
     let op = code.op_code();
-    if !op.is_instruction() || !op.mode64() {
+    if !op.is_instruction() || if bits == 64 { !op.mode64() } else { !op.mode32() } {
         return false;
     }
     if code.cpuid_features().iter().any(|&f| {
@@ -311,7 +334,7 @@ pub fn is_integer(code: Code) -> bool {
     }
     let system = |k| {
         use OpCodeOperandKind::*;
-        matches!(k, seg_reg | cr_reg | dr_reg | fs | gs)
+        matches!(k, seg_reg | cr_reg | dr_reg | es | cs | ss | ds | fs | gs)
     };
     if (0..op.op_count()).any(|i| system(op.op_kind(i))) {
         return false;
@@ -398,6 +421,18 @@ pub fn is_integer(code: Code) -> bool {
             | Xlatb
             | Nop
             | Leave
+            | Pusha
+            | Pushad
+            | Popa
+            | Popad
+            | Daa
+            | Das
+            | Aaa
+            | Aas
+            | Aam
+            | Aad
+            | Salc
+            | Arpl
             | Movsb
             | Movsw
             | Movsd

@@ -188,7 +188,11 @@ impl Machine {
         env.cpu.rip = at;
         env.cpu.eflags = rflags::ONE | rflags::IF;
         env.cpu.cr0 = 1;
-        env.cpu.seg[2].attr = 3 << 5;
+        for s in &mut env.cpu.seg {
+            // A present, writable data segment of 4 GiB for CPL 3.
+            s.attr = 0xf3;
+            s.limit = u32::MAX;
+        }
         env.set_eflags(regs.flags, rflags::ARITH | rflags::DF);
         env.core.mode = mode.bits();
         self.backend.reset();

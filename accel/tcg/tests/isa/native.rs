@@ -24,10 +24,23 @@ fn absolute(code: &mut Vec<u8>, opcode: u8, reg: u8, at: u32) {
     code.extend(at.to_le_bytes());
 }
 
-fn prologue() -> Vec<u8> {
+/// Far pointers for the ways into and out of 32-bit code.
+const ENTER32: u32 = CONTEXT as u32 + 0x108;
+/// Linux's selectors: 32-bit user code, user data, 64-bit user code.
+const USER32_CS: u16 = 0x23;
+const USER_DS: u16 = 0x2b;
+const USER_CS: u16 = 0x33;
+
+fn prologue(bits: u32) -> Vec<u8> {
     // push rbx, rbp, r12..r15
     let mut c = vec![0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57];
     absolute(&mut c, 0x89, 4, HOST_SP);
+    if bits == 32 {
+        // mov eax, USER_DS; mov ds, eax; mov es, eax: null in 64-bit programs.
+        c.push(0xb8);
+        c.extend(u32::from(USER_DS).to_le_bytes());
+        c.extend([0x8e, 0xd8, 0x8e, 0xc0]);
+    }
     // push [flags]; popfq
     c.extend([0xff, 0x34, 0x25]);
     c.extend((IN + 0x80).to_le_bytes());
@@ -35,14 +48,26 @@ fn prologue() -> Vec<u8> {
     for r in 0..16 {
         absolute(&mut c, 0x8b, r, IN + 8 * u32::from(r));
     }
+    if bits == 32 {
+        // jmp far [ENTER32]
+        c.extend([0xff, 0x2c, 0x25]);
+        c.extend(ENTER32.to_le_bytes());
+        return c;
+    }
     let to = (START - CODE) as i32 - (c.len() as i32 + 5);
     c.push(0xe9);
     c.extend(to.to_le_bytes());
     c
 }
 
-fn epilogue() -> Vec<u8> {
+fn epilogue(bits: u32, at: u64) -> Vec<u8> {
     let mut c = Vec::new();
+    if bits == 32 {
+        // jmp far USER_CS:next
+        c.push(0xea);
+        c.extend((at as u32 + 7).to_le_bytes());
+        c.extend(USER_CS.to_le_bytes());
+    }
     for r in 0..16 {
         absolute(&mut c, 0x89, r, OUT + 8 * u32::from(r));
     }
@@ -51,16 +76,23 @@ fn epilogue() -> Vec<u8> {
     c.extend([0x9c, 0x8f, 0x04, 0x25]);
     c.extend((OUT + 0x80).to_le_bytes());
     c.push(0xfc);
+    if bits == 32 {
+        // xor eax, eax; mov ds, eax; mov es, eax
+        c.extend([0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xc0]);
+    }
     c.extend([0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3]);
     c
 }
 
 /// Runs `code` at [`START`] on the host. It must come to its end, and touch no memory but the data.
 /// The caller holds the arena.
-pub fn run(code: &[u8], regs: &Regs) -> Regs {
-    poke(CODE, &prologue());
+pub fn run(code: &[u8], regs: &Regs, bits: u32) -> Regs {
+    let end = START + code.len() as u64;
+    poke(CODE, &prologue(bits));
     poke(START, code);
-    poke(START + code.len() as u64, &epilogue());
+    poke(end, &epilogue(bits, end));
+    poke(ENTER32.into(), &(START as u32).to_le_bytes());
+    poke(u64::from(ENTER32) + 4, &USER32_CS.to_le_bytes());
     for (i, v) in regs.gpr.iter().enumerate() {
         poke(u64::from(IN) + 8 * i as u64, &v.to_le_bytes());
     }
@@ -74,6 +106,11 @@ pub fn run(code: &[u8], regs: &Regs) -> Regs {
     let mut out = Regs { flags: peek(u64::from(OUT) + 0x80), ..Regs::default() };
     for (i, v) in out.gpr.iter_mut().enumerate() {
         *v = peek(u64::from(OUT) + 8 * i as u64);
+    }
+    if bits == 32 {
+        // The upper halves mean nothing after 32-bit code.
+        out.gpr[8..].fill(0);
+        out.gpr.iter_mut().for_each(|v| *v &= u64::from(u32::MAX));
     }
     out
 }

@@ -13,7 +13,7 @@ use iced_x86::{Code, Decoder, Instruction, Mnemonic, OpKind};
 fn pool() -> Vec<Code> {
     use Mnemonic::*;
     Code::values()
-        .filter(|&c| forms::is_integer(c))
+        .filter(|&c| forms::is_integer(c, 64))
         .filter(|c| {
             !matches!(
                 c.mnemonic(),
@@ -119,10 +119,10 @@ fn program(rng: &mut Rng, pool: &[Code], length: usize) -> Program {
         let code = if rng.one_in(2) { rng.pick(&COMMON) } else { rng.pick(pool) };
         let memory = forms::has_memory(code) && (rng.one_in(3) || !forms::has_register_form(code));
         let lock = memory && code.op_code().can_use_lock_prefix() && rng.one_in(3);
-        let want = Want { memory, lock, sequence: true };
+        let want = Want { memory, lock, sequence: true, bits: 64 };
         let Some(insn) = forms::build(code, want, rng) else { continue };
         let at = START + p.bytes.len() as u64;
-        let Some(bytes) = forms::encode(&insn, at) else { continue };
+        let Some(bytes) = forms::encode(&insn, at, 64) else { continue };
         let insn = Decoder::with_ip(64, &bytes, at, 0).decode();
         let Some(mut after) = undefined_after(&insn, p.undefined) else { continue };
         if rng.one_in(6) && bytes.len() < 100 {
@@ -131,7 +131,7 @@ fn program(rng: &mut Rng, pool: &[Code], length: usize) -> Program {
             let jump = [0x70 | cc, bytes.len() as u8];
             let jcc = Decoder::with_ip(64, &jump, at, 0).decode();
             if image(jcc.rflags_read()) & p.undefined == 0 {
-                let moved = forms::encode(&insn, at + 2);
+                let moved = forms::encode(&insn, at + 2, 64);
                 if moved.as_ref() == Some(&bytes) {
                     p.bytes.extend(jump);
                     after |= p.undefined;
@@ -168,7 +168,7 @@ fn run(mut m: Machine, rounds: usize) {
         regs.gpr[3] = BASE;
         let memory: Vec<u8> = (0..DATA_LEN).map(|_| rng.bits() as u8).collect();
         set_data(&memory);
-        let expect = native::run(&p.bytes, &regs);
+        let expect = native::run(&p.bytes, &regs, 64);
         let expect_data = data();
         set_data(&memory);
         let got = m.run(&p.bytes, START, USER, &regs);
