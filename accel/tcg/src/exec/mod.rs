@@ -27,6 +27,8 @@ pub mod leave {
     pub const HALT: u32 = 2;
     /// A debug event for the machine.
     pub const DEBUG: u32 = 3;
+    /// An instruction has completed that began with TF set; RIP is past it. A #DB trap follows.
+    pub const STEP: u32 = 4;
     /// The instruction at RIP raises the exception whose vector is in the low 8 bits, with error
     /// code 0 if it has one.
     pub const RAISE: u32 = 0x100;

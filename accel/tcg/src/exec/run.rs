@@ -6,6 +6,7 @@ use crate::log;
 use crate::softmmu::NO_TAG;
 use crate::tb::SMC_RETRY;
 use crate::x86::bits::cr4;
+use crate::x86::debug;
 use crate::x86::exception::{Exception, vector};
 use crate::x86::interrupt::{self, Outcome, Poll};
 use crate::x86::mode::Mode;
@@ -109,6 +110,7 @@ impl Runner {
             LEAVE_CHAIN => return Ok(Some(ExitRef(env.core.exit_ref))),
             LEAVE_LOOKUP | LEAVE_PAGE | LEAVE_REQUEST | leave::LOOP => {}
             leave::HALT => {}
+            leave::STEP => return self.deliver(debug::single_step()).map_or(Ok(None), Err),
             leave::DEBUG => return Err(VcpuExit::Stop(StopReason::Debug)),
             LEAVE_FAULT => {
                 env.core.fault = 0;

@@ -206,7 +206,7 @@ pub(super) fn int(t: &mut Translator, vector: u8, kind: u64) {
     t.b.call_void(helpers::INT_N, &[vector, next, kind]);
     if t.mode.contains(Mode::TF) {
         // The way into the handler is no instruction to step over: TF is clear by now.
-        t.leave(super::translator::LEAVE_LOOP, None);
+        t.leave(crate::exec::leave::LOOP, None);
     } else {
         t.jump_rip();
     }

@@ -13,8 +13,6 @@ use tandem_accel::x86::seg;
 use tandem_jit::ir::{Addr, Cond, ExitHint, Op, PTR_READ, PTR_WRITE, Val, Width};
 
 const N: Val = Val::NONE;
-/// Leave code: HLT.
-const LEAVE_HALT: u32 = 2;
 
 impl Translator<'_> {
     /// Raises #GP(0) unless CPL is 0; true if it did.
@@ -37,7 +35,7 @@ impl Translator<'_> {
         let one = self.b.iconst(1);
         let at = super::cpu_field(offset_of!(Cpu, interrupt_shadow));
         self.b.stenv(Width::W8, at, one);
-        self.leave_next(super::translator::LEAVE_LOOP);
+        self.leave_next(crate::exec::leave::LOOP);
     }
 }
 
@@ -62,18 +60,18 @@ pub(super) fn mov_control(t: &mut Translator, insn: &Instruction) {
     let n = t.b.iconst(number(dst));
     let helper = if dst.is_cr() { helpers::WRITE_CR } else { helpers::WRITE_DR };
     t.b.call_void(helper, &[n, v]);
-    t.leave_next(super::translator::LEAVE_LOOP);
+    t.leave_next(crate::exec::leave::LOOP);
 }
 
 /// Instructions with a fixed form: no operand of their own to translate. False if `insn` is none.
 pub(super) fn simple(t: &mut Translator, insn: &Instruction) -> bool {
     use Mnemonic::*;
-    let leave = super::translator::LEAVE_LOOP;
+    let leave = crate::exec::leave::LOOP;
     match insn.mnemonic() {
         Hlt => {
             if !t.not_cpl0() {
                 t.b.call_void(helpers::HLT, &[]);
-                t.leave_next(LEAVE_HALT);
+                t.leave_next(crate::exec::leave::HALT);
             }
         }
         Cli => {
@@ -163,7 +161,7 @@ pub(super) fn simple(t: &mut Translator, insn: &Instruction) -> bool {
         }
         Mwait => {
             t.b.call_void(helpers::MWAIT, &[]);
-            t.leave_next(LEAVE_HALT);
+            t.leave_next(crate::exec::leave::HALT);
         }
         Invd | Wbinvd | Wbnoinvd => {
             if !t.not_cpl0() {
@@ -229,7 +227,7 @@ pub(super) fn with_operands(t: &mut Translator, insn: &Instruction) -> bool {
                 let v = t.read(insn, 0, Width::W16);
                 let v = t.b.un(Op::Zext, Width::W16, v);
                 t.b.call_void(helpers::LMSW, &[v]);
-                t.leave_next(super::translator::LEAVE_LOOP);
+                t.leave_next(crate::exec::leave::LOOP);
             }
         }
         Lar | Lsl => access_rights(t, insn),
@@ -244,7 +242,7 @@ pub(super) fn with_operands(t: &mut Translator, insn: &Instruction) -> bool {
                 let v = t.offset_value(o);
                 let v = if flat { v } else { t.b.bin(Op::Add, Width::W64, v, base) };
                 t.b.call_void(helpers::INVLPG, &[v]);
-                t.leave_next(super::translator::LEAVE_LOOP);
+                t.leave_next(crate::exec::leave::LOOP);
             }
         }
         Invpcid => {
@@ -254,7 +252,7 @@ pub(super) fn with_operands(t: &mut Translator, insn: &Instruction) -> bool {
                 let addr = t.b.lea(Width::W64, addr);
                 let kind = t.gpr(kind);
                 t.b.call_void(helpers::INVPCID, &[kind, addr]);
-                t.leave_next(super::translator::LEAVE_LOOP);
+                t.leave_next(crate::exec::leave::LOOP);
             }
         }
         Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => fs_gs_base(t, insn),

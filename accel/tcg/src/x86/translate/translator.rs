@@ -2,18 +2,13 @@
 
 use super::TbKey;
 use super::cc::FlagState;
+use crate::exec::leave;
 pub use crate::exec::leave::RAISE as LEAVE_RAISE;
 use crate::x86::cpu::global;
 use crate::x86::helpers;
 use crate::x86::mode::Mode;
 use iced_x86::Instruction;
 use tandem_jit::ir::{Block, Exit, ExitHint, ExitKind, Val};
-
-/// Leave code: evaluate everything anew (mode, interrupts).
-pub const LEAVE_LOOP: u32 = 1;
-
-/// Leave code: an instruction has completed with TF set; a #DB trap follows.
-pub const LEAVE_STEP: u32 = 4;
 
 /// One translation in progress.
 pub struct Translator<'a> {
@@ -90,7 +85,7 @@ impl<'a> Translator<'a> {
     /// The exit to `rip` in the same mode.
     pub(super) fn exit_to(&self, rip: u64, hint: ExitHint) -> Exit {
         if self.mode.contains(Mode::TF) {
-            return Exit { kind: ExitKind::Leave { code: LEAVE_STEP, pc: Some(rip) }, hint };
+            return Exit { kind: ExitKind::Leave { code: leave::STEP, pc: Some(rip) }, hint };
         }
         let page = |rip| self.key.linear(rip) & super::PAGE;
         Exit { kind: ExitKind::Goto { pc: rip, same_page: page(rip) == page(self.key.rip) }, hint }
@@ -114,7 +109,7 @@ impl<'a> Translator<'a> {
     pub fn jump(&mut self, rip: Val, hint: ExitHint) {
         if self.mode.contains(Mode::TF) {
             self.b.call_void(helpers::SET_RIP, &[rip]);
-            return self.leave(LEAVE_STEP, None);
+            return self.leave(leave::STEP, None);
         }
         self.b.exit(Exit { kind: ExitKind::Indirect, hint }, rip);
         self.ended = true;
@@ -123,7 +118,7 @@ impl<'a> Translator<'a> {
     /// Ends the block with an indirect jump to where a helper has put RIP; the mode may have changed.
     pub fn jump_rip(&mut self) {
         if self.mode.contains(Mode::TF) {
-            return self.leave(LEAVE_STEP, None);
+            return self.leave(leave::STEP, None);
         }
         let rip = self.b.get(global::RIP);
         self.jump(rip, ExitHint::Jump);
@@ -147,7 +142,7 @@ impl<'a> Translator<'a> {
         let v = self.b.iconst(vector.into());
         let e = self.b.iconst(error.map_or(0, |e| 1 << 32 | e as u64));
         self.b.call_void(helpers::RAISE_EXCEPTION, &[v, e]);
-        self.leave(LEAVE_LOOP, Some(self.rip));
+        self.leave(leave::LOOP, Some(self.rip));
     }
 
     /// The instruction raises #UD.
