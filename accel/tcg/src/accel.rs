@@ -79,7 +79,7 @@ fn target(vec: VecState) -> Target {
 }
 
 /// How much vector state this host has.
-fn host_vectors() -> VecState {
+pub fn host_vectors() -> VecState {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {

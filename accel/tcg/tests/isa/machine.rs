@@ -9,8 +9,8 @@ use tandem_jit::ir::{Block, PTR_WRITE, Verifier};
 use tandem_jit::opt::Passes;
 use tandem_jit::target::{
     AccessInfo, LEAVE_CHAIN, LEAVE_FAULT, LEAVE_LOOKUP, LEAVE_TRAP, MemModel, Runtime, Target,
-    VecState,
 };
+use tandem_tcg::accel::host_vectors;
 use tandem_tcg::env::Core;
 use tandem_tcg::softmmu::{PAGE_SIZE, Slow, slow};
 use tandem_tcg::x86::bits::rflags;
@@ -106,7 +106,7 @@ pub fn target() -> Target {
         helpers: helpers::table(),
         env: Core::layout(size_of::<Env>()),
         mem: MemModel::Softmmu { page_bits: 12, tables: Env::tlb_layouts() },
-        vec: VecState::Xmm,
+        vec: host_vectors(),
         runtime: Runtime {
             load: load as *const () as usize,
             store: store as *const () as usize,

@@ -11,3 +11,5 @@ mod rng;
 mod every_form;
 #[cfg(target_arch = "x86_64")]
 mod sequences;
+#[cfg(target_arch = "x86_64")]
+mod vector;

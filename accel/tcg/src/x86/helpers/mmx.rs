@@ -291,6 +291,8 @@ pub extern "C" fn mmx_convert(env: *mut Env, op: u64, lo: u64, hi: u64) -> u64 {
     // SAFETY: as in `mmx_maskmovq`.
     let env = unsafe { &mut *env };
     let mxcsr = env.core.mxcsr;
+    // Single precision has both inputs in `lo`; what else the register holds must not be looked at.
+    let hi = if op as u8 >= Convert::Pd2Pi as u8 { hi } else { 0 };
     let Some((out, after)) = convert(op as u8, u128::from(hi) << 64 | u128::from(lo), mxcsr) else {
         return raise(env, Exception::UD);
     };
