@@ -325,7 +325,7 @@ struct Want {
 fn set_memory(insn: &mut Instruction, i: u32, rng: &mut Rng, size: usize) {
     insn.set_op_kind(i, OpKind::Memory);
     insn.set_memory_base(Register::RBX);
-    insn.set_memory_displ_size(4);
+    insn.set_memory_displ_size(8);
     // Aligned for the sake of the forms that want it; now and then not, where that is allowed.
     let align = size.max(1) as u64;
     let mut disp = rng.below(0x100) * align % 0x800;
@@ -333,10 +333,9 @@ fn set_memory(insn: &mut Instruction, i: u32, rng: &mut Rng, size: usize) {
     if rng.one_in(4) {
         disp = 0x1000 - align;
     }
-    let needs = insn.code().op_code().encoding() == EncodingKind::Legacy && size == 16
-        || format!("{:?}", insn.code()).contains("Movnt")
-        || format!("{:?}", insn.code()).contains("ovdqa")
-        || format!("{:?}", insn.code()).contains("ovap");
+    let name = format!("{:?}", insn.code()).to_ascii_lowercase();
+    let legacy = insn.code().op_code().encoding() == EncodingKind::Legacy && size == 16;
+    let needs = legacy || ["movnt", "movdqa", "movap"].iter().any(|m| name.contains(m));
     if !needs && rng.one_in(2) {
         disp += rng.below(align);
     }

@@ -62,6 +62,9 @@ pub struct Form {
     pub imm: bool,
     /// A memory operand must be aligned to its size.
     pub aligned: bool,
+    /// A mask does not keep elements of the memory operand from being read: they do not correspond
+    /// to those of the destination one to one.
+    pub whole: bool,
     /// A masked memory access touches consecutive elements, as many as the mask has ones.
     pub compressed: bool,
 }
@@ -90,6 +93,7 @@ const NOT_VECTOR: Form = Form {
     is4: NO_OP,
     imm: false,
     aligned: false,
+    whole: false,
     compressed: false,
 };
 
@@ -144,6 +148,7 @@ fn make(code: Code) -> Option<Form> {
     form.native.fp = raises_fp_exceptions(&name);
     form.native.sets_flags = sets_flags(&name);
     form.aligned = aligned(info, &name);
+    form.whole = reads_whole(&name);
     form.compressed = name.starts_with("expand")
         || name.starts_with("pexpand")
         || name.starts_with("compress")
@@ -282,6 +287,41 @@ fn raises_fp_exceptions(name: &str) -> bool {
     name.starts_with("cvt")
         || name.starts_with("scalef")
         || (float && FAMILIES.iter().any(|f| name.starts_with(f)))
+}
+
+/// Whether an EVEX form reads its whole memory operand under any mask (SDM vol. 2 §2.8.8: the
+/// exception classes with "NF", no fault suppression).
+fn reads_whole(name: &str) -> bool {
+    const FAMILIES: [&str; 24] = [
+        "movsldup",
+        "movshdup",
+        "unpck",
+        "punpck",
+        "perm",
+        "pshuf",
+        "shuf",
+        "align",
+        "palignr",
+        "pack",
+        "dbpsadbw",
+        "psadbw",
+        "psll",
+        "psra",
+        "psrl",
+        "pmultishift",
+        "pmaddwd",
+        "pmaddubsw",
+        "gf2p8",
+        "insert",
+        "movhlps",
+        "movlhps",
+        "dp",
+        "pdp",
+    ];
+    // Shifts by a vector of counts work element by element.
+    let by_element =
+        name.starts_with("psllv") || name.starts_with("psrav") || name.starts_with("psrlv");
+    FAMILIES.iter().any(|f| name.starts_with(f)) && !by_element
 }
 
 fn sets_flags(name: &str) -> bool {

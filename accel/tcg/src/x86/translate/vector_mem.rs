@@ -27,12 +27,18 @@ pub(super) fn masked(t: &mut Translator, insn: &Instruction, f: &Form, k: u8) {
     let wide = form(Code::VEX_Kmovq_r64_kr).kind != Kind::None;
     let code = if wide { Code::VEX_Kmovq_r64_kr } else { Code::VEX_Kmovw_r32_kr };
     t.b.native(mask_reader(code, NativeReg::Mask(k)), bits, Val::NONE, Val::NONE, [Val::NONE; 4]);
-    let size = insn.memory_size();
+    // One mask bit governs as much as a broadcast repeats.
+    let info = insn.op_code();
+    let elem = if info.can_broadcast() {
+        info.broadcast_memory_size().size()
+    } else {
+        insn.memory_size().element_size()
+    };
     let m = Masked {
         log2: mem_log2(insn),
-        elem_log2: size.element_size().max(1).trailing_zeros() as u8,
+        elem_log2: elem.max(1).trailing_zeros() as u8,
         write: f.rm == 0,
-        any: is_broadcast(insn),
+        any: f.whole || is_broadcast(insn),
         compressed: f.compressed,
         mmu_idx: t.mode.mmu_idx(),
     };
