@@ -121,9 +121,9 @@ impl MutEventSubscriber for Timers {
     fn process(&mut self, events: Events, _: &mut EventOps) {
         if events.fd() == self.changed.as_raw_fd() {
             let _ = self.changed.read();
-        } else {
-            let _ = self.timer.wait();
         }
+        // Setting the timer anew also takes its expiry; reading it could block, if both
+        // descriptors were ready and the other's turn has set it already.
         self.serve();
     }
     fn init(&mut self, ops: &mut EventOps) {
