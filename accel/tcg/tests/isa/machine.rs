@@ -1,6 +1,6 @@
 //! The unit under test: front end, optionally the passes, and a back end, on a bare `Env`.
 
-use super::memory::{DATA, DATA_LEN, is_data};
+use super::memory::{DATA, DATA_LEN, is_data, is_readable};
 use super::native::Regs;
 use std::sync::Arc;
 use tandem_jit::code::{Backend, EnvMem};
@@ -61,7 +61,7 @@ fn fault(env: &mut Env, addr: u64, write: bool) {
 
 extern "C" fn load(env: *mut Env, addr: u64, info: u32) -> u64 {
     let len = AccessInfo(info).size();
-    if !is_data(addr, len.into()) {
+    if !is_readable(addr, len.into()) {
         // SAFETY: generated code's own Env.
         fault(unsafe { &mut *env }, addr, false);
         return 0;

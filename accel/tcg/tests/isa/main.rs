@@ -10,6 +10,12 @@ mod rng;
 #[cfg(target_arch = "x86_64")]
 mod every_form;
 #[cfg(target_arch = "x86_64")]
+mod faults;
+#[cfg(target_arch = "x86_64")]
+mod programs;
+#[cfg(target_arch = "x86_64")]
 mod sequences;
+#[cfg(target_arch = "x86_64")]
+mod speed;
 #[cfg(target_arch = "x86_64")]
 mod vector;

@@ -56,6 +56,11 @@ pub fn is_data(addr: u64, len: u64) -> bool {
     addr >= DATA && len <= DATA_LEN as u64 && addr - DATA <= DATA_LEN as u64 - len
 }
 
+/// Whether `len` bytes at `addr` may be read: data or code.
+pub fn is_readable(addr: u64, len: u64) -> bool {
+    is_data(addr, len) || addr >= CODE && addr < CODE + CODE_LEN as u64 - len
+}
+
 /// The data, as it is.
 pub fn data() -> Vec<u8> {
     // SAFETY: mapped by `Arena::lock`, whose guard every caller holds.

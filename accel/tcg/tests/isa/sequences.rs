@@ -79,6 +79,11 @@ const COMMON: [Code; 24] = [
     Code::Stc,
 ];
 
+/// An address with nothing behind it.
+const NOWHERE: u64 = 0x3000_0000;
+/// mov eax, [NOWHERE]
+const FAULTING: [u8; 7] = [0x8b, 0x04, 0x25, 0, 0, 0, 0x30];
+
 /// A program, and which flags are defined after it.
 struct Program {
     bytes: Vec<u8>,
@@ -171,10 +176,22 @@ fn run(mut m: Machine, rounds: usize) {
         let expect = native::run(&p.bytes, &regs, 64);
         let expect_data = data();
         set_data(&memory);
-        let got = m.run(&p.bytes, START, USER, &regs);
+        // Half of the programs end in a fault, which must show the same state.
+        let mut bytes = p.bytes.clone();
+        let faults = rng.one_in(2);
+        if faults {
+            bytes.extend(FAULTING);
+        }
+        let got = m.run(&bytes, START, USER, &regs);
+        let ended = match got.end {
+            End::Fault(e) => {
+                faults && e.addr == Some(NOWHERE) && got.rip == START + p.bytes.len() as u64
+            }
+            end => !faults && end == End::Done,
+        };
         let got_data = data();
         let mask = 0xcd5 & !p.undefined;
-        let same = got.end == End::Done
+        let same = ended
             && got.regs.gpr == expect.gpr
             && (got.regs.flags ^ expect.flags) & mask == 0
             && got_data == expect_data;
