@@ -1,0 +1,102 @@
+//! What the x86-64 back end makes of typical guest code, checked by disassembly.
+
+#![cfg(target_arch = "x86_64")]
+
+mod harness;
+
+use harness::{Machine, target};
+use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
+use std::sync::Arc;
+use tandem_jit::code::{Backend, Compiled};
+use tandem_jit::ir::{Block, Verifier, parse};
+use tandem_jit::x86_64::X64Backend;
+
+/// Host instructions of a block's main line, from the linked entry to the first that leaves.
+fn listing(backend: &dyn Backend, c: &Compiled, from: u64) -> Vec<String> {
+    let bytes = backend.code_bytes(from..c.range.end);
+    let mut out = Vec::new();
+    let mut f = NasmFormatter::new();
+    for insn in Decoder::with_ip(64, &bytes, from, DecoderOptions::NONE).iter() {
+        assert!(!insn.is_invalid(), "undecodable code at {:#x}", insn.ip());
+        let mut s = String::new();
+        f.format(&insn, &mut s);
+        out.push(s);
+    }
+    out
+}
+
+fn compile(text: &str) -> Vec<String> {
+    let target = target();
+    let mut block: Block = parse(text, &target).unwrap_or_else(|e| panic!("{e}"));
+    block.pc = 0x1000;
+    Verifier::default().check(&block, &target).unwrap_or_else(|e| panic!("{e}"));
+    let backend: Arc<dyn Backend> = X64Backend::new(target.clone(), 1 << 20).expect("code memory");
+    let mut m = Machine::new(backend.clone());
+    let c = m.add(&block);
+    listing(&*backend, &c, c.linked.0)
+}
+
+#[test]
+#[ignore = "prints code"]
+fn show() {
+    for (name, text) in [
+        (
+            "sum loop",
+            "insn 0x1000 3
+             v0 = get %rdi
+             v1 = ld [v0]
+             put %rax, v1
+             insn 0x1003 3
+             v2 = get %rsi
+             v3 = get %rax
+             v4, f5 = add v2, v3
+             put %rsi, v4
+             insn 0x1006 4
+             v6 = get %rdi
+             v7 = const 8
+             v8, f9 = add v6, v7
+             put %rdi, v8
+             insn 0x100a 3
+             v10 = get %rdi
+             v11 = get %rdx
+             v12, f13 = sub v10, v11
+             put %cc, v12
+             put %cc2, v11
+             insn 0x100d 2
+             brcc.ne f13, goto 0x1000 near
+             exit goto 0x100f near",
+        ),
+        (
+            "push, byte op, indexed store, call",
+            "insn 0x1000 1
+             v0 = get %rbx
+             v1 = get %rbp
+             v2 = lea [v1 - 0x8]
+             st [v2], v0
+             put %rbp, v2
+             insn 0x1001 2
+             v3 = get %rax
+             v4 = get %rcx
+             v5, f6 = add.w8 v3, v4
+             v7 = deposit.w8 v3, v5 @0
+             put %rax, v7
+             put %cc, v5
+             insn 0x1003 4
+             v8 = get %rsi
+             v9 = get %rdi
+             v10 = zext.w32 v8
+             st.w32 [v9 + v8<<2 + 0x10], v10
+             insn 0x1007 3
+             v11 = get %rdx
+             v12 = const 5
+             v13 = shr.w32 v11, v12
+             put %rdx, v13
+             exit goto 0x1100 near",
+        ),
+    ] {
+        println!("---- {name}");
+        for line in compile(text) {
+            println!("  {line}");
+        }
+    }
+}
