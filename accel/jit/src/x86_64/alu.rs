@@ -5,7 +5,7 @@
 
 use super::alloc::*;
 use super::asm::*;
-use super::generate::Gen;
+use super::generate::{Gen, Merge};
 use crate::ir::{Inst, Op, Val, Width};
 
 /// Bits of the container that may be non-zero after a `w`-bit operation.
@@ -38,16 +38,23 @@ impl Gen {
             return self.zero(inst);
         }
         let commutes = !matches!(op, Alu::Sub | Alu::Sbb);
-        if commutes && self.better_swapped(inst.dst, a, b) {
+        let into = self.merge.map_or(NOVAL, |m| self.rep(m.into));
+        let swap = match into {
+            NOVAL => self.better_swapped(inst.dst, a, b),
+            i => self.rep(b) == i && self.rep(a) != i,
+        };
+        if commutes && swap {
             std::mem::swap(&mut a, &mut b);
         }
-        let w = if wants_fl { inst.w } else { inst.w.max(W32) };
+        let merge = self.merge.filter(|_| self.rep(a) == into);
+        let exact = wants_fl || merge.is_some();
+        let w = if exact { inst.w } else { inst.w.max(W32) };
         if !self.wants(inst.dst) && matches!(op, Alu::Sub | Alu::And) {
             return self.compare(inst, op, a, b);
         }
         let sa = self.state(a);
         let ob = self.operand(w, b);
-        if !wants_fl && w >= W32 && self.try_lea(inst, op, w, &sa, ob, (a, b)) {
+        if !exact && w >= W32 && self.try_lea(inst, op, w, &sa, ob, (a, b)) {
             return;
         }
         self.release(a);
@@ -56,8 +63,7 @@ impl Gen {
             Opnd::R(r) if r != sa.reg => 1 << r,
             _ => 0,
         };
-        let dst = if self.wants(inst.dst) { inst.dst } else { Val::NONE };
-        let d = self.result(dst, sa.reg, avoid);
+        let d = self.start_result(inst.dst, merge, &sa, avoid);
         self.fill_from(d, &sa);
         self.clobber();
         match ob {
@@ -66,8 +72,39 @@ impl Gen {
             Opnd::I(1) if op == Alu::Add && !wants_fl => self.a.inc_dec(w, false, Rm::R(d)),
             Opnd::I(imm) => self.a.alu_i(op, w, Rm::R(d), imm),
         }
-        self.define(dst, d, zx_of(w));
+        self.finish_result(inst.dst, merge, d, zx_of(w));
         self.set_flags(inst.fl);
+    }
+    /// A register for result `v`, or for the insertion that swallows it.
+    pub(super) fn start_result(
+        &mut self,
+        v: Val,
+        merge: Option<Merge>,
+        sa: &VState,
+        avoid: u16,
+    ) -> Reg {
+        match merge {
+            Some(m) => {
+                // The insertion's own use of the old content ends here: else it would be kept.
+                self.release(m.into);
+                let d = self.result(m.dst, sa.reg, avoid);
+                let into = self.rep(m.into);
+                self.st(into).uses += 1;
+                d
+            }
+            None => {
+                let v = if self.wants(v) { v } else { Val::NONE };
+                self.result(v, sa.reg, avoid)
+            }
+        }
+    }
+    /// Ends what [`Gen::start_result`] began.
+    pub(super) fn finish_result(&mut self, v: Val, merge: Option<Merge>, d: Reg, zx: u8) {
+        match merge {
+            Some(m) => self.merged(m, v, d),
+            None if self.wants(v) => self.define(v, d, zx),
+            None => {}
+        }
     }
 
     /// Whether a commutative operation is better done as `b op a`.
@@ -191,12 +228,12 @@ impl Gen {
 
     /// `Neg`, `Not`.
     pub(super) fn neg_not(&mut self, inst: &Inst) {
-        let wants_fl = self.wants_flags(inst.fl);
-        let w = if wants_fl { inst.w } else { inst.w.max(W32) };
+        let merge = self.merge.filter(|m| self.rep(m.into) == self.rep(inst.ins[0]));
+        let exact = self.wants_flags(inst.fl) || merge.is_some();
+        let w = if exact { inst.w } else { inst.w.max(W32) };
         let sa = self.state(inst.ins[0]);
         self.release(inst.ins[0]);
-        let dst = if self.wants(inst.dst) { inst.dst } else { Val::NONE };
-        let d = self.result(dst, sa.reg, 0);
+        let d = self.start_result(inst.dst, merge, &sa, 0);
         self.fill_from(d, &sa);
         if inst.op == Op::Neg {
             self.clobber();
@@ -204,7 +241,7 @@ impl Gen {
         } else {
             self.a.group3(w, 2, Rm::R(d));
         }
-        self.define(dst, d, zx_of(w));
+        self.finish_result(inst.dst, merge, d, zx_of(w));
         if inst.op == Op::Neg {
             self.set_flags(inst.fl);
         }
@@ -214,8 +251,10 @@ impl Gen {
     pub(super) fn inc_dec(&mut self, inst: &Inst) {
         let dec = inst.op == Op::Dec;
         let wants_fl = self.wants_flags(inst.fl);
-        let w = if wants_fl { inst.w } else { inst.w.max(W32) };
         let [a, _, c, _] = inst.ins;
+        let merge = self.merge.filter(|m| self.rep(m.into) == self.rep(a));
+        let exact = wants_fl || merge.is_some();
+        let w = if exact { inst.w } else { inst.w.max(W32) };
         if c.is_some() {
             if wants_fl {
                 self.load_carry(c);
@@ -224,15 +263,14 @@ impl Gen {
             }
         }
         let sa = self.state(a);
-        if !wants_fl {
+        if !exact {
             let step = if dec { -1 } else { 1 };
             if self.try_lea(inst, Alu::Add, w, &sa, Opnd::I(step), (a, Val::NONE)) {
                 return;
             }
         }
         self.release(a);
-        let dst = if self.wants(inst.dst) { inst.dst } else { Val::NONE };
-        let d = self.result(dst, sa.reg, 0);
+        let d = self.start_result(inst.dst, merge, &sa, 0);
         self.fill_from(d, &sa);
         self.clobber();
         if wants_fl && !c.is_some() {
@@ -240,7 +278,7 @@ impl Gen {
             self.a.raw(&[0xf8]);
         }
         self.a.inc_dec(w, dec, Rm::R(d));
-        self.define(dst, d, zx_of(w));
+        self.finish_result(inst.dst, merge, d, zx_of(w));
         self.set_flags(inst.fl);
     }
 

@@ -157,6 +157,13 @@ impl Gen {
     /// `SetCc`.
     pub(super) fn setcc(&mut self, inst: &Inst) {
         let cc = self.condition(inst.ins[0], inst.cond);
+        if let Some(m) = self.merge.filter(|_| self.vals[inst.dst.index()].uses == 1) {
+            let sa = self.state(m.into);
+            let r = self.start_result(inst.dst, Some(m), &sa, 0);
+            self.fill_from(r, &sa);
+            self.a.setcc(cc, Rm::R(r));
+            return self.merged(m, inst.dst, r);
+        }
         let r = self.result(inst.dst, NOREG, 0);
         self.a.setcc(cc, Rm::R(r));
         self.a.movzx(W8, r, Rm::R(r));

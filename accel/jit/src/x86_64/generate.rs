@@ -7,7 +7,7 @@ use super::{Inner, LEAST_ROOM};
 use crate::arena::{CHUNK, Cursor};
 use crate::code::{CodePtr, CompileError, Compiled, Compiler, LinkSite};
 use crate::ir::{Block, Inst, Op, Val};
-use crate::liveness::Liveness;
+use crate::liveness::{Liveness, NO_INST};
 use crate::snapshot::{SnapId, Snapshots};
 use crate::target::{LEAVE_PAGE, LEAVE_REQUEST};
 use std::sync::Arc;
@@ -22,11 +22,22 @@ pub(super) struct Cold {
     pub kind: ColdKind,
 }
 
+/// What becomes of a slow path's result.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum How {
+    /// It is extended as the load says.
+    Extend,
+    /// It replaces the low part of the register.
+    Merge,
+    /// It is a host pointer.
+    Pointer,
+}
+
 /// What a cold piece does.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ColdKind {
-    /// A load (`ptr` false) or pointer that missed the TLB.
-    Load { addr: Mem, tmp: Reg, info: u32, dst: Reg, aux: u8, ptr: bool, snap: SnapId },
+    /// A load or pointer that missed the TLB.
+    Load { addr: Mem, tmp: Reg, info: u32, dst: Reg, aux: u8, how: How, snap: SnapId },
     /// A store that missed.
     Store { addr: Mem, tmp: Reg, info: u32, value: Opnd, snap: SnapId },
     /// The end of a bounced pointer access.
@@ -37,6 +48,18 @@ pub(super) enum ColdKind {
     Exit { exit: u16, first: u32, count: u32 },
     /// The unlinked end of exit `exit`.
     Chain { exit: u16 },
+}
+
+/// A `Deposit` at bit 0 of the 8- or 16-bit result at hand: done by computing in place, because an
+/// x86 operation of that width leaves the upper bits of its register alone.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Merge {
+    /// The value inserted into.
+    pub into: Val,
+    /// The result of the insertion.
+    pub dst: Val,
+    /// Index of the `Deposit`.
+    pub at: u32,
 }
 
 /// Source of a store that brings `Env` up to date.
@@ -66,6 +89,8 @@ pub(super) struct Gen {
     pub last_evicted: u8,
     /// By register: where its content is set aside while a snapshot is taken, or [`NOMEM`].
     pub moved: [i32; 16],
+    /// The insertion that swallows the result of the instruction at hand.
+    pub merge: Option<Merge>,
     /// The flags value in EFLAGS.
     pub flags_now: u16,
     // ---- globals in memory ----
@@ -106,6 +131,7 @@ impl Gen {
             freed: Vec::new(),
             last_evicted: 0,
             moved: [NOMEM; 16],
+            merge: None,
             flags_now: NOVAL,
             dirty: Vec::new(),
             env_val: Vec::new(),
@@ -206,8 +232,29 @@ impl Gen {
                 continue;
             }
             self.next_inst();
+            self.merge = self.find_merge(block, inst);
             self.inst(block, inst);
         }
+    }
+
+    fn find_merge(&self, block: &Block, inst: &Inst) -> Option<Merge> {
+        if !inst.dst.is_some() || self.live.merges[inst.dst.index()] == NO_INST {
+            return None;
+        }
+        let at = self.live.merges[inst.dst.index()];
+        let deposit = &block.insts[at as usize];
+        // The widths agree but for SETcc, whose result fits a byte.
+        let fits = if inst.op == Op::SetCc { deposit.w == W8 } else { deposit.w == inst.w };
+        fits.then_some(Merge { into: deposit.ins[0], dst: deposit.dst, at })
+    }
+    /// The instruction at hand has put the result of the insertion into `r`. Its own result `v` is
+    /// the low part of that.
+    pub(super) fn merged(&mut self, m: Merge, v: Val, r: Reg) {
+        self.define(m.dst, r, 64);
+        self.alias(v, m.dst.0);
+        self.live.dead[m.at as usize] = true;
+        self.release(v);
+        self.release(m.into);
     }
 
     fn inst(&mut self, block: &Block, inst: &Inst) {

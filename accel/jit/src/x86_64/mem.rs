@@ -18,7 +18,7 @@
 use super::alloc::*;
 use super::asm::*;
 use super::frame::*;
-use super::generate::{Cold, ColdKind, Gen};
+use super::generate::{Cold, ColdKind, Gen, How, Merge};
 use crate::ir::{Block, Inst, LD_SX32, LD_SX64, PTR_READ, PTR_WRITE, Rmw, Val, Width};
 use crate::target::{AccessInfo, MemModel, TlbLayout};
 
@@ -147,7 +147,12 @@ impl Gen {
         self.release(b);
         let (i, t) = self.probe_temps(m);
         // The result may replace a register of the address: it is written last.
-        let d = self.load_result(inst.dst, i);
+        let merge = self.merge.filter(|m| self.can_merge_load(m, inst.dst));
+        let (d, how) = match merge {
+            Some(m) => (self.rep_reg(m.into), How::Merge),
+            None => (self.load_result(inst.dst, i), How::Extend),
+        };
+        self.lock(d);
         let snap = self.snapshot();
         let size = inst.w.bytes();
         let acc = self.probe(block.mmu_idx, m, size, false, i, t);
@@ -159,7 +164,7 @@ impl Gen {
                 info,
                 dst: d,
                 aux: inst.aux,
-                ptr: false,
+                how,
                 snap,
             };
             self.cold.push(Cold { entry: acc.entry, back: acc.back, kind });
@@ -167,9 +172,23 @@ impl Gen {
             self.a.bind(acc.entry);
             self.snaps.set_host(snap, self.a.pos());
         }
+        if let Some(m) = merge {
+            self.a.load(inst.w, d, acc.host);
+            self.a.bind(acc.back);
+            return self.merged(m, inst.dst, d);
+        }
         let zx = self.extending_load(inst.w, inst.aux, d, Rm::M(acc.host));
         self.a.bind(acc.back);
         self.define(inst.dst, d, zx);
+    }
+    /// Whether a loaded byte or word can go straight into the pinned register it is inserted into.
+    fn can_merge_load(&self, m: &Merge, dst: Val) -> bool {
+        let into = &self.vals[self.rep(m.into) as usize];
+        // Nobody else may want the loaded value (which is zero-extended) or the old content.
+        self.vals[dst.index()].uses == 1
+            && into.uses == 1
+            && into.reg != NOREG
+            && self.hint(m.dst) == Some(into.reg)
     }
     /// A register for a loaded value: its hinted pin, else the probe's own temporary.
     fn load_result(&mut self, dst: Val, i: Reg) -> Reg {
@@ -278,7 +297,7 @@ impl Gen {
                 info,
                 dst: d,
                 aux: 0,
-                ptr: true,
+                how: How::Pointer,
                 snap,
             };
             self.cold.push(Cold { entry: acc.entry, back: acc.back, kind });
@@ -478,7 +497,7 @@ impl Gen {
         let th = &self.inner.thunks;
         let to = match kind {
             ColdKind::Store { .. } => th.store,
-            ColdKind::Load { ptr: true, .. } => th.ptr,
+            ColdKind::Load { how: How::Pointer, .. } => th.ptr,
             _ => th.load,
         };
         if let ColdKind::Store { value, .. } = kind {
@@ -497,11 +516,14 @@ impl Gen {
         self.a.call_to(to);
         self.snaps.set_host(snap, self.a.pos());
         self.reload_vectors();
-        if let ColdKind::Load { dst, aux, ptr, info, .. } = kind {
-            if ptr {
-                self.a.load(W64, dst, frame(RES));
-            } else {
-                self.extending_load(AccessInfo(info).width(), aux, dst, Rm::M(frame(RES)));
+        if let ColdKind::Load { dst, aux, how, info, .. } = kind {
+            let w = AccessInfo(info).width();
+            match how {
+                How::Pointer => self.a.load(W64, dst, frame(RES)),
+                How::Merge => self.a.load(w, dst, frame(RES)),
+                How::Extend => {
+                    self.extending_load(w, aux, dst, Rm::M(frame(RES)));
+                }
             }
         }
     }

@@ -33,7 +33,13 @@ impl Gen {
         let fl_in = if through_carry { c } else { d };
         let wants_fl = self.wants_flags(inst.fl);
         let count = self.konst(b).map(|n| masked(inst.w, n));
-        if !wants_fl && !through_carry && self.shift_without_flags(inst, op, count) {
+        let merge =
+            self.merge.filter(|m| self.rep(m.into) == self.rep(a) && count.is_some_and(|n| n != 0));
+        if !wants_fl
+            && !through_carry
+            && merge.is_none()
+            && self.shift_without_flags(inst, op, count)
+        {
             self.release(fl_in);
             return;
         }
@@ -53,7 +59,7 @@ impl Gen {
                 let sa = self.state(a);
                 self.release(a);
                 self.release(b);
-                let r = self.result(dst, sa.reg, 0);
+                let r = self.start_result(inst.dst, merge, &sa, 0);
                 self.fill_from(r, &sa);
                 self.clobber();
                 if n != 0 {
@@ -61,7 +67,7 @@ impl Gen {
                 } else if inst.w == W32 {
                     self.a.load(W32, r, Rm::R(r));
                 }
-                self.define(dst, r, zx_of(inst.w));
+                self.finish_result(inst.dst, merge, r, zx_of(inst.w));
             }
             None => {
                 let r = self.with_count(b, a, dst, 0, |g, r| g.a.shift_cl(op, inst.w, Rm::R(r)));

@@ -177,7 +177,10 @@ impl<'a> Gen<'a> {
         }
         let w = self.width();
         let (a, b) = (self.val(), self.val());
-        match self.rng.below(if self.vector { 33 } else { 31 }) {
+        match self.rng.below(if self.vector { 35 } else { 33 }) {
+            33.. => self.native(),
+            31 => self.guest_op(),
+            32 => self.guest_narrow_op(),
             0 => {
                 let k = self.rng.value();
                 let v = self.block.iconst(k);
@@ -262,9 +265,78 @@ impl<'a> Gen<'a> {
                     self.vals.push(v);
                 }
             }
-            30 => self.side_exit(),
-            _ => self.native(),
+            _ => self.side_exit(),
         }
+    }
+
+    /// An operation on a guest register as a front end translates it: read, compute, write.
+    fn guest_op(&mut self) {
+        const N: Val = Val::NONE;
+        let (g, h) = (self.global(), self.global());
+        let w = self.rng.pick(&[Width::W32, Width::W64]);
+        let (a, b) = (self.block.get(g), self.block.get(h));
+        let (v, f) = match self.rng.below(6) {
+            0 => {
+                let addr = self.address();
+                (self.block.ld(w, addr, 0), N)
+            }
+            1 => self.block.alu(Op::Neg, w, [a, N, N, N]),
+            2 => (self.block.bin(Op::Mul, w, b, a), N),
+            3 => self.block.alu(Op::Sub, w, [b, a, N, N]),
+            n => self.block.alu(if n == 4 { Op::Sub } else { Op::Add }, w, [a, b, N, N]),
+        };
+        if f.is_some() {
+            self.flags.push((f, FLAGS));
+        }
+        self.block.put(g, v);
+        if self.rng.chance(2) {
+            let other = self.global();
+            self.block.put(other, v);
+        }
+        let keep = self.rng.pick(&[v, a, b]);
+        self.vals.push(keep);
+    }
+
+    /// The same on the low part of a register: the result is inserted into the old content.
+    fn guest_narrow_op(&mut self) {
+        const N: Val = Val::NONE;
+        let (g, h) = (self.global(), self.global());
+        let w = self.rng.pick(&[Width::W8, Width::W16]);
+        let (a, b) = (self.block.get(g), self.block.get(h));
+        let (v, f) = match self.rng.below(9) {
+            0 => {
+                let addr = self.address();
+                (self.block.ld(w, addr, 0), N)
+            }
+            1 => {
+                let cond = Cond::from_code(self.rng.below(16) as u8);
+                let (f, _) = self.flags_with(cond.reads());
+                (self.block.setcc(cond, f), N)
+            }
+            2 => {
+                let n = self.rng.below(9) as u64;
+                let n = self.block.iconst(n);
+                let op = self.rng.pick(&[Op::Shl, Op::Shr, Op::Sar, Op::Rol]);
+                (self.block.bin(op, w, a, n), N)
+            }
+            3 => self.block.alu(Op::Neg, w, [a, N, N, N]),
+            4 => (self.block.un(Op::Not, w, a), N),
+            5 => (self.block.bin(Op::Mul, w, a, b), N),
+            6 => self.block.alu(Op::Sub, w, [b, a, N, N]),
+            n => self.block.alu(if n == 7 { Op::Sub } else { Op::Add }, w, [a, b, N, N]),
+        };
+        if f.is_some() {
+            self.flags.push((f, FLAGS));
+        }
+        let d = self.block.deposit(w, a, v, 0);
+        if self.rng.chance(3) {
+            let z = self.block.un(Op::Zext, w, v);
+            let other = self.global();
+            self.block.put(other, z);
+        }
+        self.block.put(g, d);
+        let keep = self.rng.pick(&[d, a, b]);
+        self.vals.push(keep);
     }
 
     /// A count: constant or not, with what the flags of a shift by it are sure of.
