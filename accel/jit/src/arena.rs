@@ -238,12 +238,6 @@ impl Arena {
         let word = unsafe { &*self.rw.add(off).cast::<AtomicU32>() };
         word.store(value, Ordering::Release);
     }
-    /// Reads the 4-byte aligned word at `off`.
-    pub(crate) fn word32(&self, off: usize) -> u32 {
-        assert!(off % 4 == 0 && off + 4 <= self.len);
-        // SAFETY: as in `patch32`.
-        unsafe { &*self.rw.add(off).cast::<AtomicU32>() }.load(Ordering::Acquire)
-    }
     /// Atomically replaces the 8-byte aligned word at `off`.
     pub(crate) fn patch64(&self, off: usize, value: u64) {
         assert!(off % 8 == 0 && off + 8 <= self.len);

@@ -12,8 +12,8 @@
 //!   may run ahead of its global; at such a point it never does.
 //! * EFLAGS and scratch registers carry nothing between blocks.
 //! * The linked entry is 8-byte, the checked entry 16-byte aligned, and both begin with an
-//!   instruction of at least 8 bytes, so that one atomic store poisons an entry. The word before
-//!   the checked entry holds the distance to the stub that a poisoned entry jumps to.
+//!   instruction of at least 8 bytes, so that one atomic store poisons an entry. A block's first
+//!   byte is the stub that a poisoned entry jumps to.
 //! * The displacement of a linkable jump is 4-byte aligned, so that one atomic store links it.
 //!
 //! # Files
@@ -228,8 +228,7 @@ impl Backend for X64Backend {
     }
     fn poison(&self, block: &Compiled) {
         let arena = &self.inner.shared.arena;
-        let Some(checked) = arena.offset(block.checked.0) else { return };
-        let stub = checked + arena.word32(checked - 4) as usize;
+        let Some(stub) = arena.offset(block.range.start) else { return };
         for entry in [block.checked, block.linked] {
             if let Some(at) = arena.offset(entry.0) {
                 arena.patch64(at, jump_word(at, stub));
