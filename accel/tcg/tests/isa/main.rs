@@ -19,3 +19,5 @@ mod sequences;
 mod speed;
 #[cfg(target_arch = "x86_64")]
 mod vector;
+#[cfg(target_arch = "x86_64")]
+mod x87;

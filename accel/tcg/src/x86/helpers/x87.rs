@@ -21,7 +21,7 @@ pub enum Action {
     LoadSt,
     /// FLD1 …; `n` is the constant's number.
     Constant,
-    /// FST, FSTP ST(i).
+    /// FST, FSTP ST(i); `n` is 1 for FSTPNCE.
     StoreSt,
     /// FADD … with ST(0) as destination and ST(i) as source; `n` is the operation.
     Arith,
@@ -171,7 +171,7 @@ pub extern "C" fn x87(p: *mut Env, what: u64, rip: u64, lo: u64, hi: u64) -> u64
     } else if is(Action::LoadSt) {
         ops::load_st(c, i);
     } else if is(Action::StoreSt) {
-        ops::store_st(c, i, pop);
+        ops::store_st(c, i, pop, n != 0);
     } else if is(Action::Exchange) {
         ops::exchange(c, i);
     } else if is(Action::Constant) {
@@ -245,13 +245,11 @@ pub extern "C" fn x87_store(p: *mut Env, what: u64, rip: u64, addr: u64) -> u64 
     done(env, r)
 }
 
-/// FCOMI, FCOMIP, FUCOMI (`n` = 1), FUCOMIP: the flags' image, or `old` if an unmasked exception kept
-/// them.
-pub extern "C" fn x87_compare_flags(p: *mut Env, what: u64, rip: u64, old: u64) -> u64 {
+/// FCOMI, FCOMIP, FUCOMI (`n` = 1), FUCOMIP: the flags' image.
+pub extern "C" fn x87_compare_flags(p: *mut Env, what: u64, rip: u64) -> u64 {
     let c = &mut env(p).cpu;
     pointers(c, what, rip);
-    let i = (what >> 16 & 7) as usize;
-    ops::compare_flags(c, what >> 8 & 1 != 0, i, what >> 20 & 1 != 0).unwrap_or(old)
+    ops::compare_flags(c, what >> 8 & 1 != 0, (what >> 16 & 7) as usize, what >> 20 & 1 != 0)
 }
 
 /// FLDCW.

@@ -53,9 +53,8 @@ pub fn translate(t: &mut Translator, insn: &Instruction) -> bool {
         }
         What::Flags(i) => {
             check_pending(t);
-            let old = t.flags_image();
             let (what, rip) = constants(t, i);
-            let image = t.b.call(helpers::X87_COMPARE_FLAGS, &[what, rip, old]);
+            let image = t.b.call(helpers::X87_COMPARE_FLAGS, &[what, rip]);
             t.set_flags_image(image);
         }
     }
@@ -212,7 +211,8 @@ fn classify(insn: &Instruction) -> Option<What> {
             store(to, m == M::Fstp)
         }
         M::Fst => compute(Action::StoreSt, 0, false),
-        M::Fstp | M::Fstpnce => compute(Action::StoreSt, 0, true),
+        M::Fstp => compute(Action::StoreSt, 0, true),
+        M::Fstpnce => compute(Action::StoreSt, 1, true),
         M::Fist | M::Fistp => store(by_size([Store::I16, Store::I32, Store::I64]), m == M::Fistp),
         M::Fisttp => store(by_size([Store::I16Trunc, Store::I32Trunc, Store::I64Trunc]), true),
         M::Fbstp => store(store_number(Store::Bcd), true),

@@ -189,6 +189,44 @@ pub fn run(op: Op, a: &F80, b: &F80, cw: u16) -> Out {
     out
 }
 
+/// Runs `op`, one of `Add` to `DivR` or `Com`, on `a` and a memory operand. (Loading the operand first
+/// would raise exceptions that the operation, finding a worse one, does not.)
+#[cfg(target_arch = "x86_64")]
+pub fn run_memory(op: Op, a: &F80, from: Load, m: u64, cw: u16) -> Out {
+    let mut out = Out { r0: [0; 16], r1: [0; 16], sw: 0 };
+    macro_rules! go {
+        ($insn:expr) => {
+            x87_asm!(
+                "fnclex", "fldcw [{cw}]", "fld tbyte ptr [{a}]", $insn, "fnstsw ax",
+                "mov [{sw}], ax", "fnclex", "fldcw [{host}]", "fstp tbyte ptr [{r0}]";
+                cw = in(reg) &cw, host = in(reg) &HOST_CW, sw = in(reg) &mut out.sw,
+                a = in(reg) a, m = in(reg) &m, r0 = in(reg) &mut out.r0
+            )
+        };
+    }
+    macro_rules! sized {
+        ($float:literal, $int:literal) => {
+            match from {
+                Load::F32 => go!(concat!($float, " dword ptr [{m}]")),
+                Load::F64 => go!(concat!($float, " qword ptr [{m}]")),
+                Load::I16 => go!(concat!($int, " word ptr [{m}]")),
+                _ => go!(concat!($int, " dword ptr [{m}]")),
+            }
+        };
+    }
+    match op {
+        Op::Add => sized!("fadd", "fiadd"),
+        Op::Mul => sized!("fmul", "fimul"),
+        Op::Sub => sized!("fsub", "fisub"),
+        Op::SubR => sized!("fsubr", "fisubr"),
+        Op::Div => sized!("fdiv", "fidiv"),
+        Op::DivR => sized!("fdivr", "fidivr"),
+        _ => sized!("fcom", "ficom"),
+    }
+    clean_up(out.sw);
+    out
+}
+
 /// Converts from memory format: `lo` holds up to 8 bytes, `hi` the rest of a BCD number.
 #[cfg(target_arch = "x86_64")]
 pub fn load(from: Load, lo: u64, hi: u64, cw: u16) -> Out {
@@ -279,6 +317,9 @@ mod absent {
     pub fn run(_: Op, _: &F80, _: &F80, _: u16) -> Out {
         NOTHING
     }
+    pub fn run_memory(_: Op, _: &F80, _: Load, _: u64, _: u16) -> Out {
+        NOTHING
+    }
     pub fn load(_: Load, _: u64, _: u64, _: u16) -> Out {
         NOTHING
     }
@@ -290,7 +331,7 @@ mod absent {
     }
 }
 #[cfg(not(target_arch = "x86_64"))]
-pub use absent::{constant, load, run, store};
+pub use absent::{constant, load, run, run_memory, store};
 
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]

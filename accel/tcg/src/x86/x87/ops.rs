@@ -139,8 +139,14 @@ pub fn pop(c: &mut Cpu) {
     c.st_pop();
 }
 
-/// FST and FSTP to ST(i).
-pub fn store_st(c: &mut Cpu, i: usize, pop: bool) {
+/// FST and FSTP to ST(i). `quiet` for the alias of FSTP that does not mind an empty register: it then
+/// only pops.
+pub fn store_st(c: &mut Cpu, i: usize, pop: bool, quiet: bool) {
+    if quiet && c.st_empty(0) {
+        c.clear_c1();
+        c.st_pop();
+        return;
+    }
     let v = if c.st_empty(0) {
         if !c.stack_fault(false) {
             return;
@@ -166,17 +172,11 @@ pub fn arith(c: &mut Cpu, op: Op, dst: usize, source: Source, pop: bool) {
         }
         INDEFINITE
     } else {
-        let (b, converted) = match source {
-            Source::St(i) => (c.st(i), 0),
-            Source::Memory(from, v) => {
-                let out = host::load(from, v, 0, c.fcw);
-                (out.r0, out.sw & EXCEPTIONS)
-            }
+        let a = c.st(dst);
+        let out = match source {
+            Source::St(i) => host::run(op, &a, &c.st(i), c.fcw),
+            Source::Memory(from, v) => host::run_memory(op, &a, from, v, c.fcw),
         };
-        if !c.record(converted, EARLY) {
-            return;
-        }
-        let out = host::run(op, &c.st(dst), &b, c.fcw);
         if !c.record(out.sw, EARLY) {
             return;
         }
@@ -192,46 +192,40 @@ pub fn arith(c: &mut Cpu, op: Op, dst: usize, source: Source, pop: bool) {
 /// it completed.
 pub fn compare(c: &mut Cpu, quiet: bool, source: Source, pops: u8) -> bool {
     let other_empty = matches!(source, Source::St(i) if c.st_empty(i));
-    let codes = if c.st_empty(0) || other_empty {
-        if !c.stack_fault(false) {
-            return false;
-        }
-        C3 | C2 | C0
+    let (codes, completes) = if c.st_empty(0) || other_empty {
+        (C3 | C2 | C0, c.stack_fault(false))
     } else {
-        let (b, converted) = match source {
-            Source::St(i) => (c.st(i), 0),
-            Source::Memory(from, v) => {
-                let out = host::load(from, v, 0, c.fcw);
-                (out.r0, out.sw & EXCEPTIONS)
-            }
-        };
-        if !c.record(converted, EARLY) {
-            return false;
-        }
+        let a = c.st(0);
         let op = if quiet { Op::UCom } else { Op::Com };
-        let out = host::run(op, &c.st(0), &b, c.fcw);
-        if !c.record(out.sw & !C1, EARLY) {
-            return false;
-        }
-        out.sw
+        let out = match source {
+            Source::St(i) => host::run(op, &a, &c.st(i), c.fcw),
+            Source::Memory(from, v) => host::run_memory(op, &a, from, v, c.fcw),
+        };
+        (out.sw, c.record(out.sw & !C1, EARLY))
     };
+    // The codes are set even if an unmasked exception keeps the stack from being popped.
     c.fsw = c.fsw & !(C3 | C2 | C0) | codes & (C3 | C2 | C0);
-    for _ in 0..pops {
-        c.st_pop();
+    if completes {
+        for _ in 0..pops {
+            c.st_pop();
+        }
     }
-    true
+    completes
 }
 
-/// FCOMI and FUCOMI: the image of ZF, PF and CF, or `None` if an unmasked exception came first.
-pub fn compare_flags(c: &mut Cpu, quiet: bool, i: usize, pop: bool) -> Option<u64> {
-    let codes = c.fsw & (C3 | C2 | C0);
-    if !compare(c, quiet, Source::St(i), pop.into()) {
-        return None;
-    }
-    let flags = c.fsw;
-    c.fsw = c.fsw & !(C3 | C2 | C0) | codes;
-    let bit = |on: u16, flag: u64| if flags & on != 0 { flag } else { 0 };
-    Some(bit(C0, 1) | bit(C2, 4) | bit(C3, 0x40))
+/// FCOMI and FUCOMI: the image of ZF, PF and CF ("unordered" for an invalid operation, as AMD's
+/// processors have it even if that is unmasked).
+pub fn compare_flags(c: &mut Cpu, quiet: bool, i: usize, pop: bool) -> u64 {
+    const CODES: u16 = C3 | C2 | C0;
+    let empty = c.st_empty(0) || c.st_empty(i);
+    // The condition codes stay, C1 too but for a stack fault.
+    let keep = if empty { CODES } else { CODES | C1 };
+    let old = c.fsw & keep;
+    compare(c, quiet, Source::St(i), pop.into());
+    let codes = c.fsw;
+    c.fsw = c.fsw & !keep | old;
+    let bit = |on: u16, flag: u64| if codes & on != 0 { flag } else { 0 };
+    bit(C0, 1) | bit(C2, 4) | bit(C3, 0x40)
 }
 
 /// FTST: compares ST(0) with zero.
@@ -277,6 +271,10 @@ pub fn sign(c: &mut Cpu, keep: u8, flip: u8) {
 pub fn unary(c: &mut Cpu, op: Op) {
     let two = matches!(op, Op::Rem | Op::Rem1 | Op::Scale);
     if c.st_empty(0) || two && c.st_empty(1) {
+        if matches!(op, Op::Rem | Op::Rem1 | Op::Sin | Op::Cos) {
+            // "Reduction complete", "within range".
+            c.fsw &= !C2;
+        }
         if c.stack_fault(false) {
             c.set_st(0, INDEFINITE);
         }
@@ -285,6 +283,14 @@ pub fn unary(c: &mut Cpu, op: Op) {
     let out = host::run(op, &c.st(0), &c.st(1), c.fcw);
     // The condition codes of FPREM are parts of its result; C2 of FSIN says "out of range".
     let codes = match op {
+        // No quotient.
+        Op::Rem | Op::Rem1
+            if out.sw & IE != 0
+                || out.sw & !c.fcw & EARLY != 0
+                || classify(&out.r0) == Class::Nan =>
+        {
+            C2
+        }
         Op::Rem | Op::Rem1 => C0 | C1 | C2 | C3,
         Op::Sin | Op::Cos => C2,
         _ => 0,
@@ -318,6 +324,9 @@ pub fn binary_pop(c: &mut Cpu, op: Op) {
 pub fn unary_push(c: &mut Cpu, op: Op) {
     if c.st_empty(0) || !c.st_empty(7) {
         let overflow = !c.st_empty(0);
+        if op != Op::Extract {
+            c.fsw &= !C2;
+        }
         if c.stack_fault(overflow) {
             c.set_st(0, INDEFINITE);
             c.ftop = (c.ftop + 7) & 7;
@@ -367,7 +376,6 @@ pub fn conditional_move(c: &mut Cpu, i: usize, take: bool) {
         }
         return;
     }
-    c.clear_c1();
     if take {
         let v = c.st(i);
         c.set_st(0, v);
@@ -376,6 +384,7 @@ pub fn conditional_move(c: &mut Cpu, i: usize, take: bool) {
 
 /// FFREE; `pop` for FFREEP.
 pub fn free(c: &mut Cpu, i: usize, pop: bool) {
+    c.clear_c1();
     c.ftag_empty |= 1 << physical(c, i);
     if pop {
         c.st_pop();
