@@ -230,6 +230,18 @@ mod tests {
     }
 
     #[test]
+    fn thread_pointers_survive_the_way_out() {
+        let mut b = Bench::new();
+        frame64(&b, &[0x4000, sel::LONG3.into(), 0x202, 0x9008, sel::DATA3.into()]);
+        b.long(0);
+        segment::load_seg(b.env(), seg::FS, 0).unwrap();
+        super::super::msr::write(b.env(), super::super::msr::index::FS_BASE, 0x1234).unwrap();
+        iret(b.env(), 8, 0).unwrap();
+        assert_eq!(b.env().cpu.seg_base[seg::FS], 0x1234);
+        assert_eq!(b.env().cpu.seg[seg::DS].selector, 0);
+    }
+
+    #[test]
     fn into_virtual_8086_mode() {
         let mut b = Bench::new();
         frame32(&b, &[0x10, 0x700, 0x2_3202, 0x100, 0x20, 0x30, 0x40, 0x50, 0x60]);

@@ -367,7 +367,8 @@ pub fn data_segment_as(env: &mut Env, selector: u16, bad: u8) -> Result<Segment,
 }
 
 /// After a return to an outer privilege level: data segment registers that the new level may not
-/// use become null (SDM vol. 2, RET).
+/// use become null (SDM vol. 2, RET). Those that are null already keep the base that WRMSR or
+/// WRFSBASE gave them.
 pub fn drop_inner_segments(cpu: &mut Cpu) {
     let cpl = cpu.cpl();
     for i in [seg::ES, seg::DS, seg::FS, seg::GS] {
@@ -375,9 +376,6 @@ pub fn drop_inner_segments(cpu: &mut Cpu) {
         let conforming =
             s.attr & (ATTR_S | ty::CODE | ty::CONFORMING) == ATTR_S | ty::CODE | ty::CONFORMING;
         if s.attr & ATTR_UNUSABLE == 0 && s.dpl() < cpl && !conforming {
-            cpu.set_seg(i, unusable(0));
-        } else if is_null(s.selector) && s.attr & ATTR_UNUSABLE != 0 {
-            // A null selector loses its RPL, and a base that WRMSR gave it.
             cpu.set_seg(i, unusable(0));
         }
     }
