@@ -33,6 +33,7 @@ struct CodeTlbEntry {
 pub struct Engine {
     compiler: Box<dyn Compiler>,
     block: Block,
+    front: translate::FrontEnd,
     passes: opt::Passes,
     code_tlb: [CodeTlbEntry; CODE_TLB],
     /// Guest pages and physical ranges of the translation in progress.
@@ -45,6 +46,7 @@ impl Engine {
         RefCell::new(Engine {
             compiler,
             block: Block::default(),
+            front: translate::FrontEnd::default(),
             passes: opt::Passes::default(),
             code_tlb: [CodeTlbEntry::default(); CODE_TLB],
             pages: Vec::new(),
@@ -185,6 +187,7 @@ fn translate_into(
 ) -> Result<Option<Found>, NoCode> {
     pages.clear();
     let first = linear(env, key.rip) & !PAGE_MASK;
+    let mut front = std::mem::take(&mut engine.front);
     let end = {
         let mut walk = |env: &mut Env, addr: u64| code_page(env, engine, addr).map(|p| p.0);
         let mut fetch = Fetch { env, engine_pages: pages, walk: &mut walk };
@@ -195,8 +198,10 @@ fn translate_into(
             cs_base: key.cs_base,
             mode: Mode::from_bits_retain(key.mode),
         };
-        translate::translate(&mut fetch, guest, limits, block).map_err(NoCode::Fault)?
+        front.translate(&mut fetch, guest, limits, block)
     };
+    engine.front = front;
+    let end = end.map_err(NoCode::Fault)?;
     // Only pages that bytes were taken from count; a fetch may have looked further.
     let mut ranges: Vec<Range> = Vec::with_capacity(end.ranges().len());
     for r in end.ranges() {

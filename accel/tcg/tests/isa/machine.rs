@@ -18,7 +18,7 @@ use tandem_tcg::x86::cpu::{self, global};
 use tandem_tcg::x86::exception::Exception;
 use tandem_tcg::x86::helpers;
 use tandem_tcg::x86::mode::Mode;
-use tandem_tcg::x86::translate::{CodeFetch, Limits, TbKey, translate};
+use tandem_tcg::x86::translate::{CodeFetch, FrontEnd, Limits, TbKey};
 use tandem_tcg::x86::{Env, flags};
 
 /// How a run ended.
@@ -53,6 +53,7 @@ pub struct Machine {
     passes: Option<Passes>,
     verifier: Verifier,
     block: Block,
+    front: FrontEnd,
 }
 
 fn fault(env: &mut Env, addr: u64, write: bool) {
@@ -161,6 +162,7 @@ impl Machine {
             passes: passes.then(Passes::default),
             verifier: Verifier::default(),
             block: Block::default(),
+            front: FrontEnd::default(),
         };
         m.env().tlb_init();
         for i in 0..DATA_LEN as u64 / PAGE_SIZE {
@@ -204,7 +206,7 @@ impl Machine {
             }
             let key = TbKey { rip, cs_base: 0, mode };
             let mut bytes = Bytes { code, at };
-            let made = translate(&mut bytes, key, Limits::default(), &mut self.block);
+            let made = self.front.translate(&mut bytes, key, Limits::default(), &mut self.block);
             if let Err(e) = made {
                 return self.outcome(End::Fault(e));
             }

@@ -7,7 +7,7 @@ use tandem_jit::ir::Block;
 use tandem_jit::opt::Passes;
 use tandem_tcg::softmmu::PAGE_SIZE;
 use tandem_tcg::x86::exception::Exception;
-use tandem_tcg::x86::translate::{CodeFetch, Limits, TbKey, translate};
+use tandem_tcg::x86::translate::{CodeFetch, FrontEnd, Limits, TbKey};
 
 /// The test program's own code.
 fn own_code() -> (&'static [u8], u64) {
@@ -59,6 +59,7 @@ fn speed() {
     for stage in ["decode and translate", "and passes", "and x86-64 code"] {
         let mut compiler = backend.compiler();
         let mut block = Block::default();
+        let mut front = FrontEnd::default();
         let mut passes = Passes::default();
         let (mut insns, mut blocks, mut ops, mut left) = (0u64, 0u64, 0u64, 0u64);
 
@@ -66,7 +67,9 @@ fn speed() {
         let mut pc = at + 0x1000;
         while pc < at + code.len() as u64 - 64 && insns < 4_000_000 {
             let key = TbKey { rip: pc, cs_base: 0, mode: USER };
-            let Ok(end) = translate(&mut text, key, Limits::default(), &mut block) else { break };
+            let Ok(end) = front.translate(&mut text, key, Limits::default(), &mut block) else {
+                break;
+            };
             ops += block.insts.len() as u64;
             if stage != "decode and translate" {
                 passes.run(&mut block, &target);

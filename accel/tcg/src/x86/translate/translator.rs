@@ -79,7 +79,7 @@ impl<'a> Translator<'a> {
 
     /// An instruction pointer wrapped to what the code size can hold.
     pub fn wrap(&self, rip: u64) -> u64 {
-        if self.code64() { rip } else { rip & u32::MAX as u64 }
+        self.key.wrap(rip)
     }
 
     /// The exit to `rip` in the same mode.
