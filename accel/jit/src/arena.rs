@@ -231,12 +231,15 @@ impl Arena {
         // listings only.
         unsafe { std::slice::from_raw_parts(self.rx.add(off), len).to_vec() }
     }
-    /// Atomically replaces the 4-byte aligned word at `off`.
+    /// Atomically replaces the four bytes at `off`, which lie within an aligned 8-byte word.
     pub(crate) fn patch32(&self, off: usize, value: u32) {
-        assert!(off % 4 == 0 && off + 4 <= self.len);
+        let shift = 8 * (off % 8) as u32;
+        assert!(off % 8 <= 4 && off + 4 <= self.len);
         // SAFETY: in bounds and aligned; all writers of published code use atomics.
-        let word = unsafe { &*self.rw.add(off).cast::<AtomicU32>() };
-        word.store(value, Ordering::Release);
+        let word = unsafe { &*self.rw.add(off & !7).cast::<AtomicU64>() };
+        let insert = |old| Some(old & !(0xffff_ffff << shift) | (value as u64) << shift);
+        // The closure never refuses.
+        let _ = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, insert);
     }
     /// Atomically replaces the 8-byte aligned word at `off`.
     pub(crate) fn patch64(&self, off: usize, value: u64) {

@@ -280,3 +280,37 @@ fn passes_speed() {
     }
     println!("{} blocks, {insts} instructions: {best:.1} ns per instruction", blocks.len());
 }
+
+/// Prints the compiler's cost; run by hand as `passes_speed`.
+#[test]
+#[ignore = "a measurement"]
+fn compile_speed() {
+    let target = target();
+    let mut passes = Passes::default();
+    let mut blocks: Vec<Block> = (1..400)
+        .flat_map(|seed| program(seed, false).blocks)
+        .filter(|b| b.insts.len() > 30)
+        .collect();
+    blocks.iter_mut().for_each(|b| passes.run(b, &target));
+    let insts: usize = blocks.iter().map(|b| b.insts.len()).sum();
+    for backend in backends(&target) {
+        let mut compiler = backend.compiler();
+        let (mut best, mut bytes) = (f64::MAX, 0);
+        for _ in 0..50 {
+            backend.reset();
+            bytes = 0;
+            let start = std::time::Instant::now();
+            for b in &blocks {
+                let Ok(c) = compiler.compile(b, 1) else { break };
+                bytes += c.range.end - c.range.start;
+            }
+            best = best.min(start.elapsed().as_nanos() as f64 / insts as f64);
+        }
+        println!(
+            "{}: {} blocks, {insts} instructions: {best:.1} ns and {:.1} bytes per instruction",
+            backend.name(),
+            blocks.len(),
+            bytes as f64 / insts as f64
+        );
+    }
+}

@@ -100,10 +100,6 @@ impl Gen {
     pub(super) fn st(&mut self, v: u16) -> &mut VState {
         &mut self.vals[v as usize]
     }
-    /// Uses of `v` still to come.
-    pub(super) fn uses(&self, v: Val) -> u16 {
-        if v.is_some() { self.vals[self.rep(v) as usize].uses } else { 0 }
-    }
     /// The constant that `v` is.
     pub(super) fn konst(&self, v: Val) -> Option<u64> {
         let s = &self.vals[self.rep(v) as usize];
@@ -120,10 +116,6 @@ impl Gen {
     #[inline]
     pub(super) fn lock(&mut self, r: Reg) {
         self.locked |= 1 << r;
-    }
-    #[inline]
-    pub(super) fn is_locked(&self, r: Reg) -> bool {
-        self.locked >> r & 1 != 0
     }
     #[inline]
     pub(super) fn is_scratch(&self, r: Reg) -> bool {
@@ -185,7 +177,7 @@ impl Gen {
             || self.other_reg(v, r).is_some()
     }
     fn other_reg(&self, v: u16, r: Reg) -> Option<Reg> {
-        (0..16u8).find(|&o| o != r && self.reg_val[o as usize] == v)
+        regs(!(1 << r | 1 << RSP)).find(|&o| self.reg_val[o as usize] == v)
     }
 
     /// A scratch register that may be overwritten, locked. Spills if it must.
@@ -201,10 +193,7 @@ impl Gen {
     /// A scratch register whose content nobody needs.
     fn free_scratch(&self) -> Option<Reg> {
         let mut best = None;
-        for r in 0..16u8 {
-            if self.scratch & !self.locked & 1 << r == 0 {
-                continue;
-            }
+        for r in regs(self.scratch & !self.locked) {
             let v = self.reg_val[r as usize];
             if v == NOVAL {
                 return Some(r);
@@ -226,8 +215,8 @@ impl Gen {
     fn evict_one(&mut self) -> Reg {
         let candidates = self.scratch & !self.locked;
         let mut pick = NOREG;
-        for r in 0..16u8 {
-            if candidates >> r & 1 != 0 && self.has_copy(self.reg_val[r as usize], r) {
+        for r in regs(candidates) {
+            if self.has_copy(self.reg_val[r as usize], r) {
                 pick = r;
                 break;
             }
@@ -345,25 +334,6 @@ impl Gen {
         }
         s
     }
-    /// `v` in a register that the caller may overwrite: `v` itself is released.
-    pub(super) fn take(&mut self, v: Val) -> Reg {
-        let i = self.rep(v);
-        let s = self.vals[i as usize];
-        if s.uses == 1 && s.reg != NOREG && self.is_scratch(s.reg) {
-            let r = s.reg;
-            self.lock(r);
-            self.release_rep(i);
-            self.forget(r);
-            return r;
-        }
-        if s.reg != NOREG {
-            self.lock(s.reg);
-        }
-        let r = self.alloc();
-        self.fill(r, i);
-        self.release_rep(i);
-        r
-    }
     /// `v` as the second operand of a `w`-bit operation: immediate, memory or register (locked).
     pub(super) fn operand(&mut self, w: Width, v: Val) -> Opnd {
         let i = self.rep(v);
@@ -426,6 +396,15 @@ impl Gen {
         }
         self.alloc()
     }
+}
+
+/// The registers of a set, lowest first.
+pub(super) fn regs(mut set: u16) -> impl Iterator<Item = Reg> {
+    std::iter::from_fn(move || {
+        let r = set.trailing_zeros() as Reg;
+        set &= set.wrapping_sub(1);
+        (r < 16).then_some(r)
+    })
 }
 
 /// Whether a memory offset is a spill slot.

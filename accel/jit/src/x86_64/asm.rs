@@ -92,10 +92,16 @@ pub(super) struct Label(pub u32);
 
 const UNBOUND: u32 = u32::MAX;
 
+/// Last offset that an instruction may start at. Code that grows longer wraps around, harmlessly:
+/// its owner looks at [`Asm::pos`] and gives up.
+const MASK: usize = (1 << 18) - 1;
+/// Room for the instruction that starts last.
+const SLACK: usize = 16;
+
 /// Code under construction.
-#[derive(Default)]
 pub(super) struct Asm {
-    buf: Vec<u8>,
+    buf: Box<[u8; MASK + 1 + SLACK]>,
+    pos: usize,
     /// Address that the first byte will have.
     base: u64,
     /// Offsets of 32-bit displacements that aim outside the buffer.
@@ -106,33 +112,50 @@ pub(super) struct Asm {
     fixups: Vec<(u32, u32)>,
 }
 
-/// One instruction under construction: at most 15 bytes.
-struct Ins {
-    bytes: [u8; 24],
-    len: usize,
+/// REX bits R, X, B of the operands.
+#[inline]
+fn rxb(reg: u8, rm: Rm) -> u8 {
+    let r = (reg >> 3 & 1) << 2;
+    match rm {
+        Rm::R(b) => r | b >> 3 & 1,
+        Rm::M(m) => {
+            let x = if m.index == NOREG { 0 } else { m.index >> 3 & 1 };
+            let b = if m.base == NOREG { 0 } else { m.base >> 3 & 1 };
+            r | x << 1 | b
+        }
+    }
 }
 
-impl Ins {
-    #[inline]
-    fn new() -> Ins {
-        Ins { bytes: [0; 24], len: 0 }
+impl Default for Asm {
+    fn default() -> Asm {
+        Asm {
+            buf: Box::new([0; MASK + 1 + SLACK]),
+            pos: 0,
+            base: 0,
+            outside: Vec::new(),
+            labels: Vec::new(),
+            fixups: Vec::new(),
+        }
     }
+}
+
+impl Asm {
     #[inline]
     fn b(&mut self, byte: u8) {
-        self.bytes[self.len & 15] = byte;
-        self.len += 1;
+        self.buf[self.pos & MASK] = byte;
+        self.pos += 1;
     }
     #[inline]
     fn d(&mut self, v: u32) {
-        let at = self.len & 15;
-        self.bytes[at..at + 4].copy_from_slice(&v.to_le_bytes());
-        self.len += 4;
+        let at = self.pos & MASK;
+        self.buf[at..at + 4].copy_from_slice(&v.to_le_bytes());
+        self.pos += 4;
     }
     #[inline]
     fn q(&mut self, v: u64) {
-        let at = self.len & 15;
-        self.bytes[at..at + 8].copy_from_slice(&v.to_le_bytes());
-        self.len += 8;
+        let at = self.pos & MASK;
+        self.buf[at..at + 8].copy_from_slice(&v.to_le_bytes());
+        self.pos += 8;
     }
     /// ModRM, SIB, displacement.
     #[inline]
@@ -168,26 +191,10 @@ impl Ins {
             }
         }
     }
-}
 
-/// REX bits R, X, B of the operands.
-#[inline]
-fn rxb(reg: u8, rm: Rm) -> u8 {
-    let r = (reg >> 3 & 1) << 2;
-    match rm {
-        Rm::R(b) => r | b >> 3 & 1,
-        Rm::M(m) => {
-            let x = if m.index == NOREG { 0 } else { m.index >> 3 & 1 };
-            let b = if m.base == NOREG { 0 } else { m.base >> 3 & 1 };
-            r | x << 1 | b
-        }
-    }
-}
-
-impl Asm {
     /// Starts a new piece of code at address `base`.
     pub(super) fn start(&mut self, base: u64) {
-        self.buf.clear();
+        self.pos = 0;
         self.outside.clear();
         self.labels.clear();
         self.fixups.clear();
@@ -195,15 +202,15 @@ impl Asm {
     }
     /// Number of bytes so far.
     pub(super) fn pos(&self) -> u32 {
-        self.buf.len() as u32
+        self.pos as u32
     }
     /// Address of the next byte.
     pub(super) fn addr(&self) -> u64 {
-        self.base + self.buf.len() as u64
+        self.base + self.pos as u64
     }
     /// The bytes so far.
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.buf
+        &self.buf[..self.pos.min(MASK + 1)]
     }
     /// Declares a label.
     pub(super) fn label(&mut self) -> Label {
@@ -246,15 +253,12 @@ impl Asm {
     }
     /// Overwrites four bytes at `at`.
     pub(super) fn patch32(&mut self, at: u32, v: u32) {
-        self.buf[at as usize..at as usize + 4].copy_from_slice(&v.to_le_bytes());
-    }
-    #[inline]
-    fn put(&mut self, i: Ins) {
-        self.buf.extend_from_slice(&i.bytes[..i.len & 15]);
+        let at = at as usize & MASK;
+        self.buf[at..at + 4].copy_from_slice(&v.to_le_bytes());
     }
     /// Raw bytes.
     pub(super) fn raw(&mut self, bytes: &[u8]) {
-        self.buf.extend_from_slice(bytes);
+        bytes.iter().for_each(|&b| self.b(b));
     }
     /// Pads with multi-byte NOPs until `(pos + bias) % align == 0` (`align` a power of two).
     pub(super) fn align(&mut self, align: u32, bias: u32) {
@@ -276,6 +280,15 @@ impl Asm {
         }
     }
 
+    /// Pads so that the 32-bit displacement `ahead` bytes from here lies within an aligned 8-byte
+    /// word, which makes it patchable.
+    pub(super) fn keep_in_word(&mut self, ahead: u32) {
+        let at = (self.pos() + ahead) % 8;
+        if at > 4 {
+            self.align(8, ahead);
+        }
+    }
+
     /// An instruction with ModRM: `prefix` 0/66/F2/F3, map 0/1/2/3 (none, 0F, 0F38, 0F3A).
     #[inline]
     fn modrm_op(
@@ -287,35 +300,33 @@ impl Asm {
         op: u8,
         reg: u8,
         rm: Rm,
-    ) -> Ins {
-        let mut i = Ins::new();
+    ) {
         if prefix != 0 {
-            i.b(prefix);
+            self.b(prefix);
         }
         let rex = (rexw as u8) << 3 | rxb(reg, rm);
         if rex != 0 || force_rex {
-            i.b(0x40 | rex);
+            self.b(0x40 | rex);
         }
         match map {
             0 => {}
-            1 => i.b(0x0f),
+            1 => self.b(0x0f),
             2 => {
-                i.b(0x0f);
-                i.b(0x38);
+                self.b(0x0f);
+                self.b(0x38);
             }
             _ => {
-                i.b(0x0f);
-                i.b(0x3a);
+                self.b(0x0f);
+                self.b(0x3a);
             }
         }
-        i.b(op);
-        i.modrm(reg, rm);
-        i
+        self.b(op);
+        self.modrm(reg, rm);
     }
     /// A general instruction whose opcode bit 0 distinguishes byte from word/dword/qword operands.
     /// `reg_is_gpr` says that the ModRM.reg field is a register of width `w`, not an extension.
     #[inline]
-    fn sized(&mut self, w: Width, map: u8, op: u8, reg: u8, reg_is_gpr: bool, rm: Rm) -> Ins {
+    fn sized(&mut self, w: Width, map: u8, op: u8, reg: u8, reg_is_gpr: bool, rm: Rm) {
         let low = |r: u8| (4..8).contains(&r);
         match w {
             Width::W8 => {
@@ -328,56 +339,51 @@ impl Asm {
         }
     }
     #[inline]
-    fn imm(&mut self, mut i: Ins, w: Width, imm: i32) {
+    fn imm(&mut self, w: Width, imm: i32) {
         match w {
-            Width::W8 => i.b(imm as u8),
+            Width::W8 => self.b(imm as u8),
             Width::W16 => {
-                i.b(imm as u8);
-                i.b((imm >> 8) as u8);
+                self.b(imm as u8);
+                self.b((imm >> 8) as u8);
             }
-            _ => i.d(imm as u32),
+            _ => self.d(imm as u32),
         }
-        self.put(i);
     }
 
     /// `op reg, rm`.
     pub(super) fn alu_r(&mut self, op: Alu, w: Width, reg: Reg, rm: impl Into<Rm>) {
-        let i = self.sized(w, 0, (op as u8) << 3 | 3, reg, true, rm.into());
-        self.put(i);
+        self.sized(w, 0, (op as u8) << 3 | 3, reg, true, rm.into());
     }
     /// `op rm, reg`.
     pub(super) fn alu_m(&mut self, op: Alu, w: Width, rm: impl Into<Rm>, reg: Reg) {
-        let i = self.sized(w, 0, (op as u8) << 3 | 1, reg, true, rm.into());
-        self.put(i);
+        self.sized(w, 0, (op as u8) << 3 | 1, reg, true, rm.into());
     }
     /// `op rm, imm` (sign-extended to `w`).
     pub(super) fn alu_i(&mut self, op: Alu, w: Width, rm: impl Into<Rm>, imm: i32) {
         if w == Width::W8 {
-            let i = self.sized(w, 0, 0x80, op as u8, false, rm.into());
-            self.imm(i, w, imm);
+            self.sized(w, 0, 0x80, op as u8, false, rm.into());
+            self.imm(w, imm);
         } else if imm as i8 as i32 == imm {
-            let i = self.sized(w, 0, 0x83, op as u8, false, rm.into());
-            self.imm(i, Width::W8, imm);
+            self.sized(w, 0, 0x83, op as u8, false, rm.into());
+            self.imm(Width::W8, imm);
         } else {
-            let i = self.sized(w, 0, 0x81, op as u8, false, rm.into());
-            self.imm(i, w, imm);
+            self.sized(w, 0, 0x81, op as u8, false, rm.into());
+            self.imm(w, imm);
         }
     }
     /// `cmp dword [m], imm` with a full 32-bit immediate and displacement.
     pub(super) fn cmp_d_imm32(&mut self, m: Mem, imm: u32) {
-        let mut i = self.sized(Width::W32, 0, 0x81, 7, false, Rm::M(m));
-        i.d(imm);
-        self.put(i);
+        self.sized(Width::W32, 0, 0x81, 7, false, Rm::M(m));
+        self.d(imm);
     }
     /// `test rm, reg`.
     pub(super) fn test(&mut self, w: Width, rm: impl Into<Rm>, reg: Reg) {
-        let i = self.sized(w, 0, 0x85, reg, true, rm.into());
-        self.put(i);
+        self.sized(w, 0, 0x85, reg, true, rm.into());
     }
     /// `test rm, imm`.
     pub(super) fn test_i(&mut self, w: Width, rm: impl Into<Rm>, imm: i32) {
-        let i = self.sized(w, 0, 0xf7, 0, false, rm.into());
-        self.imm(i, w, imm);
+        self.sized(w, 0, 0xf7, 0, false, rm.into());
+        self.imm(w, imm);
     }
     /// `mov reg, reg` of 64 bits (nothing if they are the same).
     pub(super) fn mov(&mut self, dst: Reg, src: Reg) {
@@ -387,37 +393,31 @@ impl Asm {
     }
     /// `mov reg, rm` at width `w` (W8 and W16 merge into `reg`).
     pub(super) fn load(&mut self, w: Width, reg: Reg, rm: impl Into<Rm>) {
-        let i = self.sized(w, 0, 0x8b, reg, true, rm.into());
-        self.put(i);
+        self.sized(w, 0, 0x8b, reg, true, rm.into());
     }
     /// `mov rm, reg` at width `w`.
     pub(super) fn store(&mut self, w: Width, rm: impl Into<Rm>, reg: Reg) {
-        let i = self.sized(w, 0, 0x89, reg, true, rm.into());
-        self.put(i);
+        self.sized(w, 0, 0x89, reg, true, rm.into());
     }
     /// `mov rm, imm` at width `w` (sign-extended for W64).
     pub(super) fn store_i(&mut self, w: Width, rm: impl Into<Rm>, imm: i32) {
-        let i = self.sized(w, 0, 0xc7, 0, false, rm.into());
-        self.imm(i, w, imm);
+        self.sized(w, 0, 0xc7, 0, false, rm.into());
+        self.imm(w, imm);
     }
     /// Shortest `mov reg, imm` that leaves the flags alone.
     pub(super) fn mov_i(&mut self, reg: Reg, imm: u64) {
         if imm <= u32::MAX as u64 {
-            let mut i = Ins::new();
             if reg >= 8 {
-                i.b(0x41);
+                self.b(0x41);
             }
-            i.b(0xb8 | reg & 7);
-            i.d(imm as u32);
-            self.put(i);
+            self.b(0xb8 | reg & 7);
+            self.d(imm as u32);
         } else if imm as i32 as i64 as u64 == imm {
             self.store_i(Width::W64, Rm::R(reg), imm as i32);
         } else {
-            let mut i = Ins::new();
-            i.b(0x48 | reg >> 3);
-            i.b(0xb8 | reg & 7);
-            i.q(imm);
-            self.put(i);
+            self.b(0x48 | reg >> 3);
+            self.b(0xb8 | reg & 7);
+            self.q(imm);
         }
     }
     /// Zero-extending move from the low `w` bits.
@@ -426,12 +426,10 @@ impl Asm {
         match w {
             Width::W8 => {
                 let force = matches!(rm, Rm::R(r) if (4..8).contains(&r));
-                let i = self.modrm_op(0, false, force, 1, 0xb6, reg, rm);
-                self.put(i);
+                self.modrm_op(0, false, force, 1, 0xb6, reg, rm);
             }
             Width::W16 => {
-                let i = self.modrm_op(0, false, false, 1, 0xb7, reg, rm);
-                self.put(i);
+                self.modrm_op(0, false, false, 1, 0xb7, reg, rm);
             }
             w => self.load(w, reg, rm),
         }
@@ -451,75 +449,65 @@ impl Asm {
     /// Sign-extending move from the low `w` bits to 64 (`to64`) or 32 bits.
     pub(super) fn movsx(&mut self, w: Width, to64: bool, reg: Reg, rm: impl Into<Rm>) {
         let rm = rm.into();
-        let i = match w {
+        match w {
             Width::W8 => {
                 let force = matches!(rm, Rm::R(r) if (4..8).contains(&r));
                 self.modrm_op(0, to64, force, 1, 0xbe, reg, rm)
             }
             Width::W16 => self.modrm_op(0, to64, false, 1, 0xbf, reg, rm),
             Width::W32 if to64 => self.modrm_op(0, true, false, 0, 0x63, reg, rm),
-            w => return self.load(w, reg, rm),
-        };
-        self.put(i);
+            w => self.load(w, reg, rm),
+        }
     }
     /// `lea reg, [m]`, 64 bits, or 32 bits and zero-extended.
     pub(super) fn lea(&mut self, w: Width, reg: Reg, m: Mem) {
-        let i = self.modrm_op(0, w == Width::W64, false, 0, 0x8d, reg, Rm::M(m));
-        self.put(i);
+        self.modrm_op(0, w == Width::W64, false, 0, 0x8d, reg, Rm::M(m));
     }
     /// F6/F7 group: 2 NOT, 3 NEG, 4 MUL, 5 IMUL, 6 DIV, 7 IDIV.
     pub(super) fn group3(&mut self, w: Width, ext: u8, rm: impl Into<Rm>) {
-        let i = self.sized(w, 0, 0xf7, ext, false, rm.into());
-        self.put(i);
+        self.sized(w, 0, 0xf7, ext, false, rm.into());
     }
     /// `inc rm` (`dec` if `dec`).
     pub(super) fn inc_dec(&mut self, w: Width, dec: bool, rm: impl Into<Rm>) {
-        let i = self.sized(w, 0, 0xff, dec as u8, false, rm.into());
-        self.put(i);
+        self.sized(w, 0, 0xff, dec as u8, false, rm.into());
     }
     /// Shift or rotate by CL.
     pub(super) fn shift_cl(&mut self, op: Sh, w: Width, rm: impl Into<Rm>) {
-        let i = self.sized(w, 0, 0xd3, op as u8, false, rm.into());
-        self.put(i);
+        self.sized(w, 0, 0xd3, op as u8, false, rm.into());
     }
     /// Shift or rotate by an immediate.
     pub(super) fn shift_i(&mut self, op: Sh, w: Width, rm: impl Into<Rm>, n: u8) {
         if n == 1 {
-            let i = self.sized(w, 0, 0xd1, op as u8, false, rm.into());
-            self.put(i);
+            self.sized(w, 0, 0xd1, op as u8, false, rm.into());
         } else {
-            let mut i = self.sized(w, 0, 0xc1, op as u8, false, rm.into());
-            i.b(n);
-            self.put(i);
+            self.sized(w, 0, 0xc1, op as u8, false, rm.into());
+            self.b(n);
         }
     }
     /// `shld`/`shrd rm, reg, cl`.
     pub(super) fn shiftd_cl(&mut self, right: bool, w: Width, rm: impl Into<Rm>, reg: Reg) {
         let op = if right { 0xad } else { 0xa5 };
-        let i = self.sized(w, 1, op, reg, true, rm.into());
-        self.put(i);
+        self.sized(w, 1, op, reg, true, rm.into());
     }
     /// `shld`/`shrd rm, reg, imm`.
     pub(super) fn shiftd_i(&mut self, right: bool, w: Width, rm: impl Into<Rm>, reg: Reg, n: u8) {
         let op = if right { 0xac } else { 0xa4 };
         let p = if w == Width::W16 { 0x66 } else { 0 };
-        let mut i = self.modrm_op(p, w == Width::W64, false, 1, op, reg, rm.into());
-        i.b(n);
-        self.put(i);
+        self.modrm_op(p, w == Width::W64, false, 1, op, reg, rm.into());
+        self.b(n);
     }
     /// `imul reg, rm` (W16 and up).
     pub(super) fn imul(&mut self, w: Width, reg: Reg, rm: impl Into<Rm>) {
-        let i = self.sized(w, 1, 0xaf, reg, true, rm.into());
-        self.put(i);
+        self.sized(w, 1, 0xaf, reg, true, rm.into());
     }
     /// `imul reg, rm, imm` (W16 and up).
     pub(super) fn imul_i(&mut self, w: Width, reg: Reg, rm: impl Into<Rm>, imm: i32) {
         if imm as i8 as i32 == imm {
-            let i = self.sized(w, 0, 0x6b, reg, true, rm.into());
-            self.imm(i, Width::W8, imm);
+            self.sized(w, 0, 0x6b, reg, true, rm.into());
+            self.imm(Width::W8, imm);
         } else {
-            let i = self.sized(w, 0, 0x69, reg, true, rm.into());
-            self.imm(i, w, imm);
+            self.sized(w, 0, 0x69, reg, true, rm.into());
+            self.imm(w, imm);
         }
     }
     /// `bswap reg`, W32 or W64.
@@ -537,50 +525,42 @@ impl Asm {
         if w == Width::W16 {
             self.raw(&[0x66]);
         }
-        let i = self.modrm_op(prefix, w == Width::W64, false, 1, op, reg, rm.into());
-        self.put(i);
+        self.modrm_op(prefix, w == Width::W64, false, 1, op, reg, rm.into());
     }
     /// `setcc rm8`.
     pub(super) fn setcc(&mut self, cc: u8, rm: impl Into<Rm>) {
         let rm = rm.into();
         let force = matches!(rm, Rm::R(r) if (4..8).contains(&r));
-        let i = self.modrm_op(0, false, force, 1, 0x90 | cc, 0, rm);
-        self.put(i);
+        self.modrm_op(0, false, force, 1, 0x90 | cc, 0, rm);
     }
     /// `cmovcc reg, rm`.
     pub(super) fn cmov(&mut self, cc: u8, w: Width, reg: Reg, rm: impl Into<Rm>) {
-        let i = self.modrm_op(0, w == Width::W64, false, 1, 0x40 | cc, reg, rm.into());
-        self.put(i);
+        self.modrm_op(0, w == Width::W64, false, 1, 0x40 | cc, reg, rm.into());
     }
     /// `bt rm, imm`: CF = the bit. W16 and up.
     pub(super) fn bt_i(&mut self, w: Width, rm: impl Into<Rm>, bit: u8) {
         let p = if w == Width::W16 { 0x66 } else { 0 };
-        let mut i = self.modrm_op(p, w == Width::W64, false, 1, 0xba, 4, rm.into());
-        i.b(bit);
-        self.put(i);
+        self.modrm_op(p, w == Width::W64, false, 1, 0xba, 4, rm.into());
+        self.b(bit);
     }
     /// `bt reg, reg`.
     pub(super) fn bt(&mut self, w: Width, a: Reg, b: Reg) {
         let p = if w == Width::W16 { 0x66 } else { 0 };
-        let i = self.modrm_op(p, w == Width::W64, false, 1, 0xa3, b, Rm::R(a));
-        self.put(i);
+        self.modrm_op(p, w == Width::W64, false, 1, 0xa3, b, Rm::R(a));
     }
     /// `xchg rm, reg` (locked if memory).
     pub(super) fn xchg(&mut self, w: Width, rm: impl Into<Rm>, reg: Reg) {
-        let i = self.sized(w, 0, 0x87, reg, true, rm.into());
-        self.put(i);
+        self.sized(w, 0, 0x87, reg, true, rm.into());
     }
     /// `lock xadd [m], reg`.
     pub(super) fn lock_xadd(&mut self, w: Width, m: Mem, reg: Reg) {
         self.raw(&[0xf0]);
-        let i = self.sized(w, 1, 0xc1, reg, true, Rm::M(m));
-        self.put(i);
+        self.sized(w, 1, 0xc1, reg, true, Rm::M(m));
     }
     /// `lock cmpxchg [m], reg`.
     pub(super) fn lock_cmpxchg(&mut self, w: Width, m: Mem, reg: Reg) {
         self.raw(&[0xf0]);
-        let i = self.sized(w, 1, 0xb1, reg, true, Rm::M(m));
-        self.put(i);
+        self.sized(w, 1, 0xb1, reg, true, Rm::M(m));
     }
     /// `lock op [m], reg`.
     pub(super) fn lock_alu(&mut self, op: Alu, w: Width, m: Mem, reg: Reg) {
@@ -617,41 +597,31 @@ impl Asm {
     }
     /// `push [m]`.
     pub(super) fn push_m(&mut self, m: Mem) {
-        let i = self.modrm_op(0, false, false, 0, 0xff, 6, Rm::M(m));
-        self.put(i);
+        self.modrm_op(0, false, false, 0, 0xff, 6, Rm::M(m));
     }
     /// `pop [m]` (an address based on RSP is computed after RSP was incremented).
     pub(super) fn pop_m(&mut self, m: Mem) {
-        let i = self.modrm_op(0, false, false, 0, 0x8f, 0, Rm::M(m));
-        self.put(i);
+        self.modrm_op(0, false, false, 0, 0x8f, 0, Rm::M(m));
     }
     /// `ret`.
     pub(super) fn ret(&mut self) {
         self.raw(&[0xc3]);
     }
-    /// `int3`.
-    pub(super) fn int3(&mut self) {
-        self.raw(&[0xcc]);
-    }
     /// `ldmxcsr [m]`.
     pub(super) fn ldmxcsr(&mut self, m: Mem) {
-        let i = self.modrm_op(0, false, false, 1, 0xae, 2, Rm::M(m));
-        self.put(i);
+        self.modrm_op(0, false, false, 1, 0xae, 2, Rm::M(m));
     }
     /// `stmxcsr [m]`.
     pub(super) fn stmxcsr(&mut self, m: Mem) {
-        let i = self.modrm_op(0, false, false, 1, 0xae, 3, Rm::M(m));
-        self.put(i);
+        self.modrm_op(0, false, false, 1, 0xae, 3, Rm::M(m));
     }
     /// `jmp rm`.
     pub(super) fn jmp_rm(&mut self, rm: impl Into<Rm>) {
-        let i = self.modrm_op(0, false, false, 0, 0xff, 4, rm.into());
-        self.put(i);
+        self.modrm_op(0, false, false, 0, 0xff, 4, rm.into());
     }
     /// `call rm`.
     pub(super) fn call_rm(&mut self, rm: impl Into<Rm>) {
-        let i = self.modrm_op(0, false, false, 0, 0xff, 2, rm.into());
-        self.put(i);
+        self.modrm_op(0, false, false, 0, 0xff, 2, rm.into());
     }
     fn rel_label(&mut self, l: Label) {
         self.fixups.push((self.pos(), l.0));
@@ -668,6 +638,18 @@ impl Asm {
         self.raw(&[0x0f, 0x80 | cc]);
         self.rel_label(l);
     }
+    /// `jcc` to a label that is bound already; short if it can be.
+    pub(super) fn jcc_back(&mut self, cc: u8, l: Label) {
+        let rel = self.offset(l) as i64 - (self.pos as i64 + 2);
+        match i8::try_from(rel) {
+            Ok(rel) => self.raw(&[0x70 | cc, rel as u8]),
+            Err(_) => self.jcc(cc, l),
+        }
+    }
+    /// Eight bytes of data.
+    pub(super) fn data64(&mut self, v: u64) {
+        self.q(v);
+    }
     /// `jmp label`.
     pub(super) fn jmp(&mut self, l: Label) {
         self.raw(&[0xe9]);
@@ -676,11 +658,6 @@ impl Asm {
     /// `jmp` to an address outside the buffer.
     pub(super) fn jmp_to(&mut self, to: u64) {
         self.raw(&[0xe9]);
-        self.rel_outside(to);
-    }
-    /// `jcc` to an address outside the buffer.
-    pub(super) fn jcc_to(&mut self, cc: u8, to: u64) {
-        self.raw(&[0x0f, 0x80 | cc]);
         self.rel_outside(to);
     }
     /// `call` an address outside the buffer.
@@ -697,21 +674,18 @@ impl Asm {
 
 /// A VEX-encoded instruction with general registers (BMI): map 1–3, `pp` 0 none, 1 66, 2 F3, 3 F2.
 impl Asm {
-    fn vex(&mut self, map: u8, pp: u8, w: bool, op: u8, reg: u8, vvvv: u8, rm: Rm, l: u8) -> Ins {
-        let mut i = Ins::new();
+    fn vex(&mut self, map: u8, pp: u8, w: bool, op: u8, reg: u8, vvvv: u8, rm: Rm, l: u8) {
         let rxb = rxb(reg, rm);
-        i.b(0xc4);
-        i.b((!rxb & 7) << 5 | map);
-        i.b((w as u8) << 7 | (!vvvv & 15) << 3 | l << 2 | pp);
-        i.b(op);
-        i.modrm(reg, rm);
-        i
+        self.b(0xc4);
+        self.b((!rxb & 7) << 5 | map);
+        self.b((w as u8) << 7 | (!vvvv & 15) << 3 | l << 2 | pp);
+        self.b(op);
+        self.modrm(reg, rm);
     }
     /// `rorx reg, rm, n` (BMI2; flags untouched).
     pub(super) fn rorx(&mut self, w: Width, reg: Reg, rm: impl Into<Rm>, n: u8) {
-        let mut i = self.vex(3, 3, w == Width::W64, 0xf0, reg, 0, rm.into(), 0);
-        i.b(n);
-        self.put(i);
+        self.vex(3, 3, w == Width::W64, 0xf0, reg, 0, rm.into(), 0);
+        self.b(n);
     }
     /// `shlx`/`shrx`/`sarx reg, rm, count` (BMI2; flags untouched).
     pub(super) fn shiftx(&mut self, op: Sh, w: Width, reg: Reg, rm: impl Into<Rm>, count: Reg) {
@@ -720,52 +694,44 @@ impl Asm {
             Sh::Sar => 2,
             _ => 3,
         };
-        let i = self.vex(2, pp, w == Width::W64, 0xf7, reg, count, rm.into(), 0);
-        self.put(i);
+        self.vex(2, pp, w == Width::W64, 0xf7, reg, count, rm.into(), 0);
     }
     /// `pext reg, a, rm` (`pdep` if `dep`): BMI2, flags untouched.
     pub(super) fn pext(&mut self, dep: bool, w: Width, reg: Reg, a: Reg, rm: impl Into<Rm>) {
         let pp = if dep { 3 } else { 2 };
-        let i = self.vex(2, pp, w == Width::W64, 0xf5, reg, a, rm.into(), 0);
-        self.put(i);
+        self.vex(2, pp, w == Width::W64, 0xf5, reg, a, rm.into(), 0);
     }
     /// `andn reg, a, rm`: `reg = !a & rm` (BMI1).
     pub(super) fn andn(&mut self, w: Width, reg: Reg, a: Reg, rm: impl Into<Rm>) {
-        let i = self.vex(2, 0, w == Width::W64, 0xf2, reg, a, rm.into(), 0);
-        self.put(i);
+        self.vex(2, 0, w == Width::W64, 0xf2, reg, a, rm.into(), 0);
     }
     /// `movups`/`vmovups` of vector register `v` at 16, 32 or (EVEX, registers to 31) 64 bytes.
     pub(super) fn mov_vec(&mut self, bytes: u32, store: bool, v: u8, m: Mem) {
         let op = 0x10 | store as u8;
         match bytes {
             16 => {
-                let i = self.modrm_op(0, false, false, 1, op, v, Rm::M(m));
-                self.put(i);
+                self.modrm_op(0, false, false, 1, op, v, Rm::M(m));
             }
             32 => {
-                let i = self.vex(1, 0, false, op, v, 0, Rm::M(m), 1);
-                self.put(i);
+                self.vex(1, 0, false, op, v, 0, Rm::M(m), 1);
             }
             _ => {
-                let mut i = Ins::new();
                 let rxb = rxb(v & 15, Rm::M(m));
-                i.b(0x62);
-                i.b((!rxb & 7) << 5 | (!v >> 4 & 1) << 4 | 1);
-                i.b(0x7c);
-                i.b(0x48);
-                i.b(op);
+                self.b(0x62);
+                self.b((!rxb & 7) << 5 | (!v >> 4 & 1) << 4 | 1);
+                self.b(0x7c);
+                self.b(0x48);
+                self.b(op);
                 // EVEX scales 8-bit displacements: always use the 32-bit form.
-                i.b(0x80 | (v & 7) << 3 | 4);
-                i.b(4 << 3 | m.base & 7);
-                i.d(m.disp as u32);
-                self.put(i);
+                self.b(0x80 | (v & 7) << 3 | 4);
+                self.b(4 << 3 | m.base & 7);
+                self.d(m.disp as u32);
             }
         }
     }
     /// `kmovq k, [m]` or `kmovq [m], k` (AVX512BW).
     pub(super) fn kmovq(&mut self, store: bool, k: u8, m: Mem) {
-        let i = self.vex(1, 0, true, 0x90 | store as u8, k, 0, Rm::M(m), 0);
-        self.put(i);
+        self.vex(1, 0, true, 0x90 | store as u8, k, 0, Rm::M(m), 0);
     }
     /// `vzeroupper`.
     pub(super) fn vzeroupper(&mut self) {
@@ -779,6 +745,5 @@ pub(super) const W32: Width = Width::W32;
 pub(super) const W64: Width = Width::W64;
 
 pub(super) const CC_B: u8 = 2;
-pub(super) const CC_AE: u8 = 3;
 pub(super) const CC_E: u8 = 4;
 pub(super) const CC_NE: u8 = 5;

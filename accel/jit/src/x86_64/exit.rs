@@ -6,7 +6,6 @@ use super::frame::*;
 use super::generate::{Cold, ColdKind, Gen};
 use crate::code::{CompileError, ExitRef};
 use crate::ir::{Block, ExitKind, Inst};
-use crate::target::LEAVE_CHAIN;
 
 impl Gen {
     /// `BrCc`.
@@ -20,7 +19,7 @@ impl Gen {
         let entry = self.a.label();
         if self.dirty.is_empty() && matches!(exit.kind, ExitKind::Goto { .. }) {
             // Nothing to store: the conditional jump itself is linked.
-            self.a.align(4, 2);
+            self.a.keep_in_word(2);
             self.links[index] = Some((self.a.pos() + 2, entry));
             self.a.jcc(cc, entry);
             let kind = ColdKind::Chain { exit: index as u16 };
@@ -54,7 +53,7 @@ impl Gen {
     fn direct(&mut self, index: usize, kind: ExitKind) {
         match kind {
             ExitKind::Goto { .. } => {
-                self.a.align(4, 1);
+                self.a.keep_in_word(1);
                 let entry = self.a.label();
                 self.links[index] = Some((self.a.pos() + 1, entry));
                 self.a.jmp(entry);
@@ -127,12 +126,11 @@ impl Gen {
             }
             ColdKind::Chain { exit } => {
                 if let ExitKind::Goto { pc, .. } = block.exits[exit as usize].kind {
-                    self.store_pc(pc);
+                    let chain = self.inner.thunks.chain;
+                    self.a.call_to(chain);
+                    self.a.data64(pc);
+                    self.a.data64(ExitRef::new(self.tag, exit as u8).0);
                 }
-                let exit_ref = ExitRef::new(self.tag, exit as u8).0;
-                let m = env(self.inner.shared.target.env.exit_ref);
-                self.store_const(m, exit_ref, R11);
-                self.leave(LEAVE_CHAIN);
                 return;
             }
         }

@@ -10,7 +10,6 @@ use super::asm::*;
 use super::frame::*;
 use super::generate::Gen;
 use crate::ir::{Cond, Inst, Val, Width};
-use crate::liveness;
 use crate::snapshot::FLAGS_MASK;
 
 impl Gen {

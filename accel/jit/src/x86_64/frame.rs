@@ -36,10 +36,6 @@ const _: () = assert!(FRAME % 16 == 0);
 pub(super) const fn frame(off: i32) -> Mem {
     Mem::new(RSP, off)
 }
-/// A spill slot.
-pub(super) const fn spill(slot: u16) -> Mem {
-    Mem::new(RSP, SPILL + 8 * slot as i32)
-}
 /// A field of `Env`.
 pub(super) const fn env(off: u32) -> Mem {
     Mem::new(RSP, FRAME + off as i32)
@@ -84,7 +80,7 @@ impl Pins {
             scratch: !(1 << RSP),
             list: Vec::new(),
         };
-        let mut give = |pins: &mut Pins, g: usize, r: Reg| {
+        let give = |pins: &mut Pins, g: usize, r: Reg| {
             pins.global[r as usize] = g as u8;
             pins.reg[g] = r;
             pins.scratch &= !(1 << r);

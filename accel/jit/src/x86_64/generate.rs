@@ -9,7 +9,6 @@ use crate::code::{CodePtr, CompileError, Compiled, Compiler, LinkSite};
 use crate::ir::{Block, Inst, Op, Val};
 use crate::liveness::{Liveness, NO_INST};
 use crate::snapshot::{SnapId, Snapshots};
-use crate::target::{LEAVE_PAGE, LEAVE_REQUEST};
 use std::sync::Arc;
 
 /// Code that is emitted after the block's main line.
@@ -167,19 +166,17 @@ impl Gen {
         self.error = None;
     }
 
-    /// Stubs that poisoned and refused entries jump to, then both entries. Returns the offsets of
-    /// the checked and the linked entry.
+    /// Stubs that poisoned and refused entries jump to (their thunks expect the second stub and the
+    /// pc right behind the first), then both entries. Returns the offsets of the checked and the
+    /// linked entry.
     fn prologue(&mut self, block: &Block) -> (u32, u32) {
         let e = self.inner.shared.target.env;
+        let (page, request) = (self.inner.thunks.page, self.inner.thunks.request);
         let page_stub = self.a.here();
-        self.a.store_i(W32, frame(RES), LEAVE_PAGE as i32);
-        // Skips the next instruction, 8 bytes.
-        self.a.raw(&[0xeb, 8]);
+        self.a.call_to(page);
         let request_stub = self.a.here();
-        self.a.store_i(W32, frame(RES), LEAVE_REQUEST as i32);
-        self.store_pc(block.pc);
-        let leave = self.inner.thunks.leave;
-        self.a.jmp_to(leave);
+        self.a.call_to(request);
+        self.a.data64(block.pc);
         self.a.align(16, 0);
         let checked = self.a.pos();
         for page in &block.pages {
@@ -188,12 +185,12 @@ impl Gen {
                 continue;
             }
             self.a.cmp_d_imm32(env(e.code_map + 4 * page.slot), page.id);
-            self.a.jcc(CC_NE, page_stub);
+            self.a.jcc_back(CC_NE, page_stub);
         }
         self.a.align(8, 0);
         let linked = self.a.pos();
         self.a.alu_i(Alu::Cmp, W32, env(e.exit_request), 0);
-        self.a.jcc(CC_NE, request_stub);
+        self.a.jcc_back(CC_NE, request_stub);
         if self.live.vector {
             self.a.alu_i(Alu::Cmp, W8, env(e.vec_live), 0);
             let (entry, back) = (self.a.label(), self.a.label());

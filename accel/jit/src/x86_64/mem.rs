@@ -501,16 +501,22 @@ impl Gen {
             _ => th.load,
         };
         if let ColdKind::Store { value, .. } = kind {
+            // The bits above the operand are unspecified in the container.
             let w = AccessInfo(info).width();
             match value {
-                Opnd::I(imm) => self.a.store_i(W64, frame(ARGS + 16), imm),
-                Opnd::R(r) => self.a.store(W64, frame(ARGS + 16), r),
-                Opnd::M(_) => {}
-            }
-            if w != W64 {
-                // The bits above the operand are unspecified in the container.
-                self.a.movzx(w, tmp, frame(ARGS + 16));
-                self.a.store(W64, frame(ARGS + 16), tmp);
+                Opnd::I(imm) => {
+                    self.a.store_i(W64, frame(ARGS + 16), (imm as u64 & w.mask()) as i32)
+                }
+                Opnd::R(r) if w == W64 => self.a.store(W64, frame(ARGS + 16), r),
+                Opnd::M(_) if w == W64 => {}
+                Opnd::R(_) | Opnd::M(_) => {
+                    let rm = match value {
+                        Opnd::R(r) => Rm::R(r),
+                        _ => Rm::M(frame(ARGS + 16)),
+                    };
+                    self.a.movzx(w, tmp, rm);
+                    self.a.store(W64, frame(ARGS + 16), tmp);
+                }
             }
         }
         self.a.call_to(to);

@@ -14,7 +14,8 @@
 //! * The linked entry is 8-byte, the checked entry 16-byte aligned, and both begin with an
 //!   instruction of at least 8 bytes, so that one atomic store poisons an entry. A block's first
 //!   byte is the stub that a poisoned entry jumps to.
-//! * The displacement of a linkable jump is 4-byte aligned, so that one atomic store links it.
+//! * The displacement of a linkable jump lies within an aligned 8-byte word, so that one atomic
+//!   operation links it.
 //!
 //! # Files
 //! `asm` emits; `frame` fixes roles; `thunks` are the shared ways in and out of Rust; `trap` turns
@@ -184,7 +185,7 @@ extern "C" fn writeback(env: *mut u8, host_pc: u64, shared: *const Shared) {
         log::error!("no snapshot at host pc {host_pc:#x}");
         return;
     };
-    let mut put = |global: u8, v: u64| {
+    let put = |global: u8, v: u64| {
         if let Some(g) = target.globals.get(global as usize) {
             // SAFETY: the target's owner says that this offset is an 8-byte word of Env.
             unsafe { env.add(g.offset as usize).cast::<u64>().write_unaligned(v) };

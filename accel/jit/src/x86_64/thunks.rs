@@ -16,6 +16,12 @@ pub(super) struct Thunks {
     pub enter: u64,
     /// Leaves with the code in `RES`.
     pub leave: u64,
+    /// Leave with LEAVE_PAGE and LEAVE_REQUEST; entered by CALL from a block's first and second
+    /// instruction, behind which lies the pc.
+    pub page: u64,
+    pub request: u64,
+    /// Leaves with LEAVE_CHAIN; entered by CALL; behind that lie the pc and the exit reference.
+    pub chain: u64,
     /// Slow paths: arguments in `ARGS`, result in `RES`; entered by CALL.
     pub load: u64,
     pub store: u64,
@@ -60,12 +66,13 @@ struct Builder<'a> {
     writeback: usize,
     context: usize,
     vec_save: Label,
+    leave: Label,
     leave_saved: Label,
 }
 
 /// Emits the thunks into `a` (already started at its final base address).
 pub(super) fn build(a: &mut Asm, input: &Input) -> Thunks {
-    let (vec_save, leave_saved) = (a.label(), a.label());
+    let (vec_save, leave, leave_saved) = (a.label(), a.label(), a.label());
     let mut b = Builder {
         a,
         t: input.target,
@@ -73,10 +80,14 @@ pub(super) fn build(a: &mut Asm, input: &Input) -> Thunks {
         writeback: input.writeback,
         context: input.context,
         vec_save,
+        leave,
         leave_saved,
     };
     let mut out = Thunks { enter: b.enter(), ..Thunks::default() };
     out.leave = b.leave();
+    out.page = b.leave_with(LEAVE_PAGE, 5, None);
+    out.request = b.leave_with(LEAVE_REQUEST, 0, None);
+    out.chain = b.leave_with(LEAVE_CHAIN, 0, Some(8));
     b.vec_save();
     out.vec_load = b.vec_load();
     out.lookup = b.lookup();
@@ -160,6 +171,7 @@ impl Builder<'_> {
     }
     fn leave(&mut self) -> u64 {
         let at = self.a.addr();
+        self.a.bind(self.leave);
         self.save_pins(!0, 0);
         self.a.bind(self.leave_saved);
         self.vec_out(0);
@@ -169,6 +181,23 @@ impl Builder<'_> {
             self.a.pop(r);
         }
         self.a.ret();
+        at
+    }
+    /// Leaves with `code`. The word at `pc` bytes behind the return address is the guest pc, that
+    /// at `exit` bytes the exit reference.
+    fn leave_with(&mut self, code: u32, pc: i32, exit: Option<i32>) -> u64 {
+        let at = self.a.addr();
+        let pc_slot = self.t.globals[self.t.pc_global as usize].offset;
+        // Between blocks scratch registers hold nothing: R11 always is one.
+        self.a.pop(R11);
+        if let Some(exit) = exit {
+            self.a.load(W64, R14, Mem::new(R11, exit));
+            self.a.store(W64, self.env(self.t.env.exit_ref, 0), R14);
+        }
+        self.a.load(W64, R11, Mem::new(R11, pc));
+        self.a.store(W64, self.env(pc_slot, 0), R11);
+        self.a.store_i(W32, frame(RES), code as i32);
+        self.a.jmp(self.leave);
         at
     }
     /// Subroutine: vector state to the `Env` at RAX.

@@ -1,6 +1,5 @@
 //! Moves between widths: extension, insertion, extraction. All spare EFLAGS on hosts with BMI2.
 
-use super::alloc::*;
 use super::alu::zx_of;
 use super::asm::*;
 use super::generate::Gen;

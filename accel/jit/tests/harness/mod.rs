@@ -185,7 +185,7 @@ pub fn backends(target: &Arc<Target>) -> Vec<Arc<dyn Backend>> {
     vec![
         InterpBackend::new(target.clone()),
         #[cfg(target_arch = "x86_64")]
-        tandem_jit::x86_64::X64Backend::new(target.clone(), 1 << 20).expect("code memory"),
+        tandem_jit::x86_64::X64Backend::new(target.clone(), 4 << 20).expect("code memory"),
     ]
 }
 
