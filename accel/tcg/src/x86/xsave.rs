@@ -394,3 +394,149 @@ pub fn xrstor(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Bench;
+    use super::*;
+
+    const AREA: u64 = 0x10_0000;
+
+    /// A bench in 64-bit mode with all of AVX enabled and every register different.
+    fn bench() -> Bench {
+        let mut b = Bench::new();
+        b.long(0);
+        let env = b.env();
+        env.cpu.cr4 |= cr4::OSFXSR | cr4::OSXSAVE;
+        env.cpu.xcr0 = X87 | SSE | AVX;
+        env.core.mode = Mode::of(&env.cpu).bits();
+        for i in 0..16 {
+            env.core.vec[i] =
+                std::array::from_fn(
+                    |n| if n < 32 { ((16 * i + n) as u8).wrapping_add(1) } else { 0 },
+                );
+        }
+        env.core.mxcsr = 0x7f80;
+        env.cpu.fcw = 0x27f;
+        x87::set_status(&mut env.cpu, 0x3800);
+        env.cpu.ftag_empty = 0x7f;
+        for i in 0..8 {
+            env.cpu.fpr[i][..10].copy_from_slice(&[0x10 + i as u8; 10]);
+        }
+        b
+    }
+
+    /// The state that the areas hold.
+    fn snapshot(b: &mut Bench) -> (Vec<u8>, Vec<u8>, u32, u16, u16, u8) {
+        let env = b.env();
+        (
+            env.core.vec[..16].concat(),
+            env.cpu.fpr.concat(),
+            env.core.mxcsr,
+            env.cpu.fcw,
+            x87::status(&env.cpu),
+            env.cpu.ftag_empty,
+        )
+    }
+
+    fn wipe(b: &mut Bench) {
+        let env = b.env();
+        env.core.vec = [[0xaa; 64]; 32];
+        for r in &mut env.core.vec {
+            r[32..].fill(0);
+        }
+        env.core.mxcsr = 0x1f80;
+        env.cpu.fpr = [[0; 16]; 8];
+        x87::init(&mut env.cpu, true);
+    }
+
+    #[test]
+    fn fxsave_and_back() {
+        let mut b = bench();
+        let before = snapshot(&mut b);
+        fxsave(b.env(), AREA, true).unwrap();
+        assert_eq!(b.peek32(AREA), 0x3800 << 16 | 0x27f);
+        assert_eq!(b.peek32(AREA + 4) & 0xff, 0x80);
+        assert_eq!(b.peek32(AREA + 24), 0x7f80);
+        assert_eq!(b.peek32(AREA + 28), MXCSR_MASK);
+        // ST(0) is physical register 7.
+        assert_eq!(b.peek32(AREA + 32), 0x1717_1717);
+        assert_eq!(b.peek32(AREA + 48), 0x1010_1010);
+        assert_eq!(b.peek32(AREA + 160 + 16 * 15), 0xf4f3_f2f1);
+        wipe(&mut b);
+        fxrstor(b.env(), AREA, true).unwrap();
+        let after = snapshot(&mut b);
+        assert_eq!(before.1[..80], after.1[..80]);
+        assert_eq!((before.2, before.3, before.4, before.5), (after.2, after.3, after.4, after.5));
+        assert_eq!(
+            b.env().core.vec[3][..16],
+            [49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64]
+        );
+        // The upper halves are not part of it.
+        assert_eq!(b.env().core.vec[3][16], 0xaa);
+        assert_eq!(fxsave(b.env(), AREA + 8, true).unwrap_err().vector, 13);
+        b.poke32(AREA + 24, 0x1_0000);
+        assert_eq!(fxrstor(b.env(), AREA, true).unwrap_err().vector, 13);
+    }
+
+    #[test]
+    fn every_xsave_form_and_back() {
+        for how in [Save::Plain, Save::Optimised, Save::Compacted] {
+            let mut b = bench();
+            b.env().cpu.feat.xsave = 0xf;
+            let before = snapshot(&mut b);
+            for i in 0..128 {
+                b.poke64(AREA + 8 * i, 0);
+            }
+            xsave(b.env(), AREA, u64::MAX, how, true).unwrap();
+            assert_eq!(b.peek64(AREA + 512), 7);
+            let comp = if how == Save::Compacted { COMPACTED | 7 } else { 0 };
+            assert_eq!(b.peek64(AREA + 520), comp);
+            wipe(&mut b);
+            xrstor(b.env(), AREA, u64::MAX, false, true).unwrap();
+            assert_eq!(snapshot(&mut b), before, "{how:?}");
+        }
+    }
+
+    #[test]
+    fn components_in_their_initial_state() {
+        let mut b = bench();
+        b.env().cpu.feat.xsave = 0xf;
+        for r in &mut b.env().core.vec {
+            r[16..].fill(0);
+        }
+        xsave(b.env(), AREA, u64::MAX, Save::Compacted, true).unwrap();
+        assert_eq!(b.peek64(AREA + 512), X87 | SSE);
+        wipe(&mut b);
+        xrstor(b.env(), AREA, u64::MAX, false, true).unwrap();
+        assert!(b.env().core.vec.iter().take(16).all(|r| r[16..32] == [0; 16]));
+        // A component that is not asked for stays.
+        wipe(&mut b);
+        xrstor(b.env(), AREA, X87 | SSE, false, true).unwrap();
+        assert_eq!(b.env().core.vec[0][16], 0xaa);
+        assert_eq!(b.env().core.vec[0][0], 1);
+    }
+
+    #[test]
+    fn headers_that_make_no_sense() {
+        let mut b = bench();
+        b.env().cpu.feat.xsave = 0xf;
+        let gp = |b: &mut Bench, stored: u64, comp: u64, rest: u64| {
+            b.poke64(AREA + 512, stored);
+            b.poke64(AREA + 520, comp);
+            b.poke64(AREA + 528, rest);
+            let r = xrstor(b.env(), AREA, u64::MAX, false, true);
+            r.is_err_and(|e| e.vector == 13)
+        };
+        for i in 0..4 {
+            b.poke64(AREA + 528 + 8 * i, 0);
+        }
+        assert!(gp(&mut b, 1 << 9, 0, 0), "a component that is not enabled");
+        assert!(gp(&mut b, 0, 0, 1), "reserved bytes");
+        assert!(gp(&mut b, 7, COMPACTED | 3, 0), "a component that the area lacks");
+        assert!(gp(&mut b, 0, COMPACTED | 1 << 9, 0), "a component that is not enabled");
+        assert!(gp(&mut b, 0, 1, 0), "an offset without the format");
+        assert!(!gp(&mut b, 0, COMPACTED | 7, 0));
+        assert_eq!(xrstor(b.env(), AREA + 32, 7, false, true).unwrap_err().vector, 13);
+    }
+}

@@ -575,8 +575,8 @@ fn every_form(m: &mut Machine, only: impl Fn(Code) -> bool) -> usize {
                 if insn.code() != code {
                     continue;
                 }
-                let mut regs = Regs::default();
-                regs.gpr = std::array::from_fn(|_| rng.value());
+                let mut regs =
+                    Regs { gpr: std::array::from_fn(|_| rng.value()), ..Regs::default() };
                 regs.gpr[3] = BASE;
                 regs.gpr[4] = super::memory::STACK;
                 regs.gpr[7] = BASE + rng.below(0x800);
@@ -617,4 +617,125 @@ fn jit() {
 #[test]
 fn jit_after_passes() {
     every_form(&mut Machine::jit(true), |_| true);
+}
+
+/// A gather or scatter with small indexes, so that all its elements are data.
+fn build_indexed(code: Code, rng: &mut Rng) -> Option<(Instruction, Vectors)> {
+    use OpCodeOperandKind as K;
+    let op = code.op_code();
+    let evex = op.encoding() == EncodingKind::EVEX;
+    let mut insn = Instruction::default();
+    insn.set_code(code);
+    let mut free: Vec<u32> = (0..if evex { 32 } else { 16 }).collect();
+    let mut take = |rng: &mut Rng| free.swap_remove(rng.below(free.len() as u64) as usize);
+    let mut index = 0;
+    let mut wide = false;
+    for i in 0..op.op_count() {
+        let first = match op.op_kind(i) {
+            K::xmm_reg | K::xmm_vvvv => Register::XMM0,
+            K::ymm_reg | K::ymm_vvvv => Register::YMM0,
+            K::zmm_reg | K::zmm_vvvv => Register::ZMM0,
+            k => {
+                let (bank, is_wide) = match k {
+                    K::mem_vsib32x => (Register::XMM0, false),
+                    K::mem_vsib64x => (Register::XMM0, true),
+                    K::mem_vsib32y => (Register::YMM0, false),
+                    K::mem_vsib64y => (Register::YMM0, true),
+                    K::mem_vsib32z => (Register::ZMM0, false),
+                    K::mem_vsib64z => (Register::ZMM0, true),
+                    _ => return None,
+                };
+                wide = is_wide;
+                index = take(rng);
+                insn.set_op_kind(i, OpKind::Memory);
+                insn.set_memory_base(Register::RBX);
+                insn.set_memory_index(bank + index);
+                insn.set_memory_index_scale(rng.pick(&[1, 2, 4, 8]));
+                insn.set_memory_displ_size(8);
+                insn.set_memory_displacement64(rng.below(0x200));
+                continue;
+            }
+        };
+        insn.set_op_kind(i, OpKind::Register);
+        insn.set_op_register(i, first + take(rng));
+    }
+    if evex {
+        insn.set_op_mask(Register::K1 + rng.below(7) as u32);
+    }
+    let mut v = random_vectors(rng);
+    let reg = &mut v.zmm[index as usize];
+    let live = if width() == VecState::Zmm { 64 } else { 32 };
+    for (n, chunk) in reg[..live].chunks_mut(if wide { 8 } else { 4 }).enumerate() {
+        let i = rng.below(0x180) as i64 - 0xc0 + n as i64;
+        let len = chunk.len();
+        chunk.copy_from_slice(&i.to_le_bytes()[..len]);
+    }
+    Some((insn, v))
+}
+
+fn indexed_forms(m: &mut Machine) -> usize {
+    let mut guard = Arena::lock();
+    let _ = guard.as_mut();
+    let mut rng = Rng::new(11);
+    let mut forms = 0;
+    let known = |c: &Code| {
+        let op = c.op_code();
+        let prefetch = format!("{c:?}").contains("erpf");
+        op.is_instruction()
+            && op.mode64()
+            && !prefetch
+            && is_vsib(op)
+            && c.cpuid_features().iter().all(|&f| has_feature(f))
+    };
+    for code in Code::values().filter(known) {
+        for round in 0..2 * REPEATS {
+            let Some((insn, v)) = build_indexed(code, &mut rng) else { break };
+            let mut e = Encoder::new(64);
+            e.encode(&insn, START).unwrap_or_else(|e| panic!("{code:?}: {e}"));
+            let bytes = e.take_buffer();
+            let insn = Decoder::with_ip(64, &bytes, START, DecoderOptions::NONE).decode();
+            assert_eq!(insn.code(), code);
+            let mut regs = Regs { gpr: std::array::from_fn(|_| rng.value()), flags: 0 };
+            regs.gpr[3] = BASE;
+            regs.gpr[4] = super::memory::STACK;
+            let mut mem = vec![0; DATA_LEN];
+            fill(&mut rng, &mut mem);
+            compare(m, &insn, &bytes, &regs, &v, &mem);
+            forms += usize::from(round == 0);
+        }
+    }
+    forms
+}
+
+#[test]
+fn gathers_and_scatters() {
+    let n = indexed_forms(&mut Machine::interp(false));
+    assert!(n >= 16 || width() != VecState::Zmm, "only {n} forms");
+    indexed_forms(&mut Machine::jit(true));
+}
+
+/// A legacy instruction on misaligned memory raises #GP(0); one that does not mind does not.
+#[test]
+fn misaligned_operands() {
+    let mut guard = Arena::lock();
+    let _ = guard.as_mut();
+    // movaps xmm1, [rbx]; paddd xmm1, [rbx]; movups xmm1, [rbx]; addss xmm1, [rbx]
+    let cases: [(&[u8], bool); 4] = [
+        (&[0x0f, 0x28, 0x0b], true),
+        (&[0x66, 0x0f, 0xfe, 0x0b], true),
+        (&[0x0f, 0x10, 0x0b], false),
+        (&[0xf3, 0x0f, 0x58, 0x0b], false),
+    ];
+    for mut m in [Machine::interp(false), Machine::jit(true)] {
+        for (bytes, faults) in cases {
+            set_data(&vec![0; DATA_LEN]);
+            let mut regs = Regs::default();
+            regs.gpr[3] = BASE + 4;
+            let got = m.run(bytes, START, USER, &regs);
+            let raise_gp = tandem_tcg::exec::leave::RAISE | 13;
+            let want = if faults { End::Left(raise_gp) } else { End::Done };
+            assert_eq!(got.end, want, "{bytes:02x?}");
+            assert_eq!(got.rip, if faults { START } else { START + bytes.len() as u64 });
+        }
+    }
 }

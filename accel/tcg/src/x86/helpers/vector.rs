@@ -377,6 +377,7 @@ pub extern "C" fn scatter(env: *mut Env, base: u64, what: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::x86::testing::Bench;
 
     #[test]
     fn descriptions_survive_packing() {
@@ -417,5 +418,71 @@ mod tests {
         assert_eq!(elements(0x8000_0000_0000_0101).collect::<Vec<_>>(), [0, 8, 63]);
         let bytes = Masked { log2: 6, elem_log2: 0, ..m };
         assert_eq!(bytes.active(u64::MAX), u64::MAX);
+    }
+
+    /// The first address that is not mapped in 64-bit mode on the bench.
+    const END: u64 = 4 << 20;
+
+    fn run(b: &mut Bench, m: Masked, addr: u64, bits: u64) -> Result<*mut u8, Exception> {
+        let env = b.env();
+        let p = mask_ptr(env, addr, m.pack(), bits);
+        if std::mem::take(&mut env.core.fault) != 0 {
+            return Err(env.cpu.exception);
+        }
+        Ok(p as *mut u8)
+    }
+
+    #[test]
+    fn masked_off_elements_do_not_fault() {
+        let mut b = Bench::new();
+        b.long(0);
+        b.poke(END - 16, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
+        let m = Masked {
+            log2: 5,
+            elem_log2: 2,
+            write: false,
+            any: false,
+            compressed: false,
+            mmu_idx: 1,
+        };
+        // Eight elements, of which the first four exist.
+        let p = run(&mut b, m, END - 16, 0b1101).unwrap();
+        // SAFETY: the pointer is to 32 bytes, in memory or in the bounce buffer.
+        let got = unsafe { std::slice::from_raw_parts(p, 16) };
+        assert_eq!(
+            (&got[..4], &got[8..]),
+            (&[1, 2, 3, 4][..], &[9, 10, 11, 12, 13, 14, 15, 16][..])
+        );
+        let e = run(&mut b, m, END - 16, 0b10_0001).unwrap_err();
+        assert_eq!((e.vector, e.addr), (14, Some(END + 4)));
+        // Nothing is accessed under an empty mask.
+        assert!(run(&mut b, m, 1 << 40, 0).is_ok());
+        assert!(run(&mut b, Masked { write: true, ..m }, 1 << 40, 0).is_ok());
+        assert_eq!(mask_end(b.env(), 1 << 40, Masked { write: true, ..m }.pack(), 0), 0);
+    }
+
+    #[test]
+    fn masked_stores_write_active_elements() {
+        let mut b = Bench::new();
+        b.long(0);
+        let m = Masked {
+            log2: 5,
+            elem_log2: 3,
+            write: true,
+            any: false,
+            compressed: false,
+            mmu_idx: 1,
+        };
+        b.poke(END - 16, &[0xee; 16]);
+        let p = run(&mut b, m, END - 16, 0b10).unwrap();
+        // SAFETY: 32 bytes that the instruction may write.
+        unsafe { std::ptr::write_bytes(p, 7, 32) };
+        mask_end(b.env(), END - 16, m.pack(), 0b10);
+        assert_eq!(b.env().core.fault, 0);
+        assert_eq!(b.peek64(END - 16), 0xeeee_eeee_eeee_eeee);
+        assert_eq!(b.peek64(END - 8), 0x0707_0707_0707_0707);
+        // A fault comes before anything is written.
+        let e = run(&mut b, m, END - 16, 0b111).unwrap_err();
+        assert_eq!((e.vector, e.addr), (14, Some(END)));
     }
 }
