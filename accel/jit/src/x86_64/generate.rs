@@ -373,7 +373,7 @@ impl Compiler for Gen {
         let start = arena.addr(pos);
         let site = |&(at, stub): &(u32, Label)| {
             let stub = pos as u64 + self.a.offset(stub) as u64;
-            LinkSite(pos as u64 + at as u64 | stub << 32)
+            LinkSite((pos as u64 + at as u64) | (stub << 32))
         };
         Ok(Compiled {
             checked: CodePtr(start + checked as u64),

@@ -64,7 +64,6 @@ impl Gen {
             self.release_rep(old);
         } else if self.env_val[g as usize] == i {
             self.release_rep(i);
-            return;
         } else {
             self.dirty.push((g, i));
         }

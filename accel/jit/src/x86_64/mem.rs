@@ -505,7 +505,7 @@ impl Gen {
             let w = AccessInfo(info).width();
             match value {
                 Opnd::I(imm) => {
-                    self.a.store_i(W64, frame(ARGS + 16), (imm as u64 & w.mask()) as i32)
+                    self.store_const(frame(ARGS + 16), imm as i64 as u64 & w.mask(), NOREG);
                 }
                 Opnd::R(r) if w == W64 => self.a.store(W64, frame(ARGS + 16), r),
                 Opnd::M(_) if w == W64 => {}
