@@ -40,8 +40,8 @@ impl Gen {
             return;
         };
         if exit.kind == ExitKind::Indirect {
-            // Held in a register, so that flushing cannot disturb it.
-            let t = self.take_copy(inst.ins[0]);
+            // In a locked register, so that flushing cannot disturb it.
+            let t = self.reg(inst.ins[0]);
             self.flush();
             return self.indirect(t);
         }
@@ -84,8 +84,6 @@ impl Gen {
         let e = &shared.target.env;
         self.locked = 1 << t;
         let i = self.alloc();
-        let pc = shared.target.globals[shared.target.pc_global as usize].offset;
-        self.a.store(W64, env(pc), t);
         let n_bits = e.jmp_cache_bits;
         if shared.features.bmi2 {
             self.a.rorx(W64, i, Rm::R(t), n_bits);
@@ -120,7 +118,8 @@ impl Gen {
             }
             ColdKind::Vectors => self.reload_vectors(),
             ColdKind::Exit { exit, first, count } => {
-                self.emit_stores(first, count, R11);
+                // Between blocks scratch registers hold nothing.
+                self.emit_stores(first, count, self.scratch);
                 self.direct(exit as usize, block.exits[exit as usize].kind);
                 return;
             }

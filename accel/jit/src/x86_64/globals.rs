@@ -119,15 +119,29 @@ impl Gen {
         (first, self.dirty.len() as u32)
     }
 
-    /// Emits stores, correct also where one global's source is another's slot. `tmp` is free, or
-    /// holds a source but only of these stores.
-    pub(super) fn emit_stores(&mut self, first: u32, count: u32, tmp: Reg) {
+    /// Emits stores, correct also where one global's source is another's slot. Of `free` scratch
+    /// registers, those that are no source may be overwritten.
+    pub(super) fn emit_stores(&mut self, first: u32, count: u32, free: u16) {
         let range = first as usize..(first + count) as usize;
+        let (mut free, mut in_memory) = (free, 0);
+        for (_, src) in &self.stores[range.clone()] {
+            match src {
+                Src::Reg(r) => free &= !(1 << r),
+                Src::Mem(_) => in_memory += 1,
+                Src::Const(_) => {}
+            }
+        }
+        let tmp = regs(free).next().unwrap_or(NOREG);
+        // A single memory source goes through a register, several through the stack.
         let mut pushed = 0;
         for k in range.clone() {
             if let (_, Src::Mem(m)) = self.stores[k] {
-                self.a.push_m(Mem::new(RSP, m + 8 * pushed));
-                pushed += 1;
+                if in_memory == 1 && tmp != NOREG {
+                    self.a.load(W64, tmp, frame(m));
+                } else {
+                    self.a.push_m(Mem::new(RSP, m + 8 * pushed));
+                    pushed += 1;
+                }
             }
         }
         for k in range.clone() {
@@ -136,18 +150,22 @@ impl Gen {
                 self.a.store(W64, Mem { disp: m.disp + 8 * pushed, ..m }, r);
             }
         }
-        for k in range.clone() {
-            if let (g, Src::Const(v)) = self.stores[k] {
+        for k in range.clone().rev() {
+            if let (g, Src::Mem(_)) = self.stores[k] {
                 let m = self.global_mem(g);
-                self.store_const(Mem { disp: m.disp + 8 * pushed, ..m }, v, tmp);
+                if in_memory == 1 && tmp != NOREG {
+                    self.a.store(W64, m, tmp);
+                } else {
+                    pushed -= 1;
+                    // POP computes its address after RSP was incremented.
+                    self.a.pop_m(Mem { disp: m.disp + 8 * pushed, ..m });
+                }
             }
         }
-        for k in range.rev() {
-            if let (g, Src::Mem(_)) = self.stores[k] {
-                pushed -= 1;
+        for k in range {
+            if let (g, Src::Const(v)) = self.stores[k] {
                 let m = self.global_mem(g);
-                // POP computes its address after RSP was incremented.
-                self.a.pop_m(Mem { disp: m.disp + 8 * pushed, ..m });
+                self.store_const(m, v, tmp);
             }
         }
     }
@@ -162,14 +180,14 @@ impl Gen {
             let g = self.dirty[k].0;
             self.displace(g);
         }
-        let mut held = 0u16;
-        for &(_, i) in &self.dirty {
-            let r = self.vals[i as usize].reg;
-            if r != NOREG {
-                held |= 1 << r;
-            }
-        }
-        let tmp = self.spare(held);
+        let held = self.dirty.iter().fold(0u16, |set, d| {
+            let r = self.vals[d.1 as usize].reg;
+            if r == NOREG { set } else { set | 1 << r }
+        });
+        let tmp = match self.spare(held) {
+            NOREG => 0,
+            r => 1 << r,
+        };
         let (first, count) = self.record_dirty();
         self.emit_stores(first, count, tmp);
         self.stores.truncate(first as usize);

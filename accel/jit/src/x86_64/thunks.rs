@@ -247,6 +247,8 @@ impl Builder<'_> {
         self.vec_out(0);
         self.a.lea(W64, RDI, self.env(0, 0));
         self.a.load(W64, RSI, frame(ARGS));
+        let pc = self.t.globals[self.t.pc_global as usize].offset;
+        self.a.store(W64, self.env(pc, 0), RSI);
         self.a.mov_i(RAX, self.t.runtime.lookup as u64);
         self.a.call_rm(Rm::R(RAX));
         self.a.test(W64, Rm::R(RAX), RAX);
