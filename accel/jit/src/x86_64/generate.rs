@@ -242,7 +242,10 @@ impl Gen {
         let deposit = &block.insts[at as usize];
         // The widths agree but for SETcc, whose result fits a byte.
         let fits = if inst.op == Op::SetCc { deposit.w == W8 } else { deposit.w == inst.w };
-        fits.then_some(Merge { into: deposit.ins[0], dst: deposit.dst, at })
+        // What it is inserted into may be defined only later.
+        let into = &self.vals[self.rep(deposit.ins[0]) as usize];
+        let defined = into.reg != NOREG || into.konst || into.mem != NOMEM;
+        (fits && defined).then_some(Merge { into: deposit.ins[0], dst: deposit.dst, at })
     }
     /// The instruction at hand has put the result of the insertion into `r`. Its own result `v` is
     /// the low part of that.
