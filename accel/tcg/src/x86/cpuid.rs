@@ -101,7 +101,6 @@ const OWN: &[&str] = &[
     "lahf-lm",
     "abm",
     "3dnowprefetch",
-    "cr8legacy",
     "syscall",
     "nx",
     "pdpe1gb",

@@ -3,6 +3,7 @@
 use super::bits::{cr4, rflags};
 use super::exception::{Exception, vector};
 use super::interrupt::{Event, Software};
+use super::mode::Mode;
 use super::seg::{self as segment, Descriptor, code, is_null, ty};
 use super::stack::Stack;
 use super::{Env, task};
@@ -47,7 +48,12 @@ fn saves_rf(v: u8) -> bool {
 /// # Errors
 /// The exception that delivery itself raised, with its EXT bit set as the event demands.
 pub fn deliver(env: &mut Env, event: Event) -> Result<(), Exception> {
-    let flags = env.eflags();
+    let mut flags = env.eflags();
+    if !Mode::from_bits_retain(env.core.mode).contains(Mode::BREAKPOINTS) {
+        // Every instruction clears RF when it completes. Where no breakpoint can tell the
+        // difference, that is left until somebody looks.
+        flags &= !rflags::RF;
+    }
     let mut d =
         Delivery { vector: 0, error: None, checked: false, rip: env.cpu.rip, flags, ext: 1 };
     match event {
