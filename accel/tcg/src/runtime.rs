@@ -67,11 +67,11 @@ fn pointer(env: &mut Env, addr: u64, info: AccessInfo) -> Result<u64, Exception>
         let mut e = None;
         if writes {
             e = Some(env.entry(addr, Access::Write, mmu)?);
-            bar |= slow::IO_WRITE | slow::CODE;
+            bar |= slow::BAR_WRITE;
         }
         if reads {
             e = Some(env.entry(addr, Access::Read, mmu)?);
-            bar |= slow::IO_READ;
+            bar |= slow::BAR_READ;
         }
         if let Some(e) = e.filter(|e| e.phys & bar == 0) {
             return Ok(addr.wrapping_add(e.addend));

@@ -110,7 +110,10 @@ impl Runner {
             LEAVE_CHAIN => return Ok(Some(ExitRef(env.core.exit_ref))),
             LEAVE_LOOKUP | LEAVE_PAGE | LEAVE_REQUEST | leave::LOOP => {}
             leave::HALT => {}
-            leave::STEP => return self.deliver(debug::single_step()).map_or(Ok(None), Err),
+            leave::STEP => {
+                let e = debug::after_step(&mut env.cpu);
+                return self.deliver(e).map_or(Ok(None), Err);
+            }
             leave::DEBUG => return Err(VcpuExit::Stop(StopReason::Debug)),
             LEAVE_FAULT => {
                 env.core.fault = 0;

@@ -61,6 +61,9 @@ impl Env {
             }
             _ => flags |= slow::IO_READ | slow::IO_WRITE,
         }
+        if self.cpu.watches_page(page) {
+            flags |= slow::WATCH;
+        }
         let e = Slow { page, phys: phys_page | flags, addend };
         if access != Access::Fetch {
             self.tlb[idx].fill(e);
@@ -71,6 +74,9 @@ impl Env {
     /// A read of at most 8 bytes inside one page.
     fn read_piece(&mut self, addr: u64, len: usize, mmu_idx: u8) -> Result<u64, Exception> {
         let e = self.entry(addr, Access::Read, mmu_idx)?;
+        if e.phys & slow::WATCH != 0 {
+            self.cpu.note_access(addr, len as u64, false);
+        }
         let mut buf = [0u8; 8];
         if e.phys & slow::IO_READ != 0 {
             self.vcpu().mmio_read((e.phys & !PAGE_MASK) + (addr & PAGE_MASK), &mut buf[..len]);
@@ -85,6 +91,9 @@ impl Env {
     /// A write of at most 8 bytes inside one page, which has been checked.
     fn write_piece(&mut self, addr: u64, v: u64, len: usize, mmu_idx: u8) -> Result<(), Exception> {
         let e = self.entry(addr, Access::Write, mmu_idx)?;
+        if e.phys & slow::WATCH != 0 {
+            self.cpu.note_access(addr, len as u64, true);
+        }
         let gpa = (e.phys & !PAGE_MASK) + (addr & PAGE_MASK);
         if e.phys & slow::IO_WRITE != 0 {
             self.vcpu().mmio_write(gpa, &v.to_le_bytes()[..len]);
@@ -239,8 +248,8 @@ impl Env {
     ) -> Result<Option<*mut u8>, Exception> {
         let e = self.entry(addr, access, mmu_idx)?;
         let bar = match access {
-            Access::Write => slow::IO_WRITE | slow::CODE,
-            _ => slow::IO_READ,
+            Access::Write => slow::BAR_WRITE,
+            _ => slow::BAR_READ,
         };
         Ok((e.phys & bar == 0).then(|| addr.wrapping_add(e.addend) as *mut u8))
     }

@@ -42,6 +42,12 @@ pub mod slow {
     pub const CODE: u64 = 16;
     /// The translation is global: survives a CR3 write.
     pub const GLOBAL: u64 = 32;
+    /// Holds data that a debug register watches: accesses take the slow path and are noted.
+    pub const WATCH: u64 = 64;
+    /// What keeps reads off the host pointer.
+    pub const BAR_READ: u64 = IO_READ | WATCH;
+    /// What keeps writes off the host pointer.
+    pub const BAR_WRITE: u64 = IO_WRITE | CODE | WATCH;
 }
 
 /// One software TLB: direct-mapped, as many entries in use as the mask says.
@@ -158,13 +164,9 @@ impl Tlb {
         let p = entry.phys;
         self.slow[i] = entry;
         self.addend[i] = entry.addend;
-        self.tag_r[i] =
-            if p & slow::READ != 0 && p & slow::IO_READ == 0 { entry.page } else { NO_TAG };
-        self.tag_w[i] = if p & slow::WRITE != 0 && p & (slow::IO_WRITE | slow::CODE) == 0 {
-            entry.page
-        } else {
-            NO_TAG
-        };
+        let tag = |need, bar| if p & need != 0 && p & bar == 0 { entry.page } else { NO_TAG };
+        self.tag_r[i] = tag(slow::READ, slow::BAR_READ);
+        self.tag_w[i] = tag(slow::WRITE, slow::BAR_WRITE);
     }
 
     /// Changes whether writes to physical page `phys` take the slow path, in all entries.
@@ -179,7 +181,7 @@ impl Tlb {
                 self.tag_w[i] = NO_TAG;
             } else {
                 s.phys &= !slow::CODE;
-                if s.phys & slow::WRITE != 0 && s.phys & slow::IO_WRITE == 0 {
+                if s.phys & slow::WRITE != 0 && s.phys & slow::BAR_WRITE == 0 {
                     self.tag_w[i] = s.page;
                 }
             }

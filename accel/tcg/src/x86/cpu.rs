@@ -119,6 +119,10 @@ pub struct Cpu {
     pub pdpte_valid: bool,
     /// Protection keys of user pages that were translated since all TLBs were last emptied.
     pub pkeys_seen: u16,
+    /// DR6 bits of data and I/O breakpoints that the last instruction hit.
+    pub pending_debug: u64,
+    /// The next instruction follows a load of SS: it triggers no instruction breakpoint.
+    pub after_ss: bool,
     /// Where large pages were translated.
     pub large_pages: super::paging::LargePages,
 }

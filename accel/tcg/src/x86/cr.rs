@@ -200,7 +200,10 @@ pub fn invpcid(env: &mut Env, kind: u64, at: u64) -> Result<(), Exception> {
     let mmu = env.cpu.mmu_at(0);
     let pcid = env.read_u64(at, mmu)?;
     let addr = env.read_u64(env.cpu.linear(at.wrapping_add(8)), mmu)?;
-    let bad_pcid = pcid >> 12 != 0 || (pcid != 0 && env.cpu.cr4 & cr4::PCIDE == 0);
+    if pcid >> 12 != 0 {
+        return Err(GP);
+    }
+    let bad_pcid = pcid != 0 && env.cpu.cr4 & cr4::PCIDE == 0;
     let current = pcid == env.cpu.cr3 & 0xfff || env.cpu.cr4 & cr4::PCIDE == 0;
     match kind {
         0 => {

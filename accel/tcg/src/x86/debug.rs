@@ -5,6 +5,99 @@ use super::cr::privileged;
 use super::exception::{Exception, vector};
 use super::{Cpu, Env};
 
+/// What a breakpoint waits for: the R/W field of DR7.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Execution of an instruction.
+    Execute,
+    /// Data written.
+    Write,
+    /// Port I/O.
+    Io,
+    /// Data read or written.
+    Access,
+}
+
+impl Cpu {
+    /// What breakpoint `i` waits for.
+    fn kind(&self, i: usize) -> Kind {
+        match self.dr7 >> (16 + 4 * i) & 3 {
+            0 => Kind::Execute,
+            1 => Kind::Write,
+            // Undefined without CR4.DE.
+            2 => Kind::Io,
+            _ => Kind::Access,
+        }
+    }
+
+    /// Numbers of the enabled breakpoints of this kind.
+    pub fn breakpoints(&self, kind: Kind) -> impl Iterator<Item = usize> + '_ {
+        (0..4).filter(move |&i| self.dr7 >> (2 * i) & 3 != 0 && self.kind(i) == kind)
+    }
+
+    /// Whether data or ports are watched.
+    pub fn watches(&self) -> bool {
+        let io = self.cr4 & cr4::DE != 0 && self.breakpoints(Kind::Io).next().is_some();
+        io || (0..4).any(|i| self.watched(i).is_some())
+    }
+
+    /// First and last address of the data that breakpoint `i` watches, if it does.
+    fn watched(&self, i: usize) -> Option<(u64, u64)> {
+        let on = self.dr7 >> (2 * i) & 3 != 0 && matches!(self.kind(i), Kind::Write | Kind::Access);
+        on.then(|| self.range(i))
+    }
+
+    fn range(&self, i: usize) -> (u64, u64) {
+        let mask = match self.dr7 >> (18 + 4 * i) & 3 {
+            0 => 0,
+            1 => 1,
+            2 => 7,
+            _ => 3,
+        };
+        (self.dr[i] & !mask, self.dr[i] | mask)
+    }
+
+    /// Whether a watched byte lies in the page at `page`.
+    pub fn watches_page(&self, page: u64) -> bool {
+        self.dr7 & 0xff != 0
+            && (0..4).any(|i| self.watched(i).is_some_and(|(first, _)| first & !0xfff == page))
+    }
+
+    /// Notes which breakpoints an access of `len` bytes at `addr` hits.
+    pub fn note_access(&mut self, addr: u64, len: u64, write: bool) {
+        let end = addr.wrapping_add(len.max(1) - 1);
+        for i in 0..4 {
+            let wanted = write || self.kind(i) == Kind::Access;
+            if wanted && self.watched(i).is_some_and(|(first, last)| addr <= last && first <= end) {
+                self.pending_debug |= 1 << i;
+            }
+        }
+    }
+
+    /// Notes which breakpoints an access of `len` ports at `port` hits.
+    pub fn note_io(&mut self, port: u16, len: u8) {
+        if self.cr4 & cr4::DE == 0 {
+            return;
+        }
+        let (addr, end) = (u64::from(port), u64::from(port) + u64::from(len.max(1)) - 1);
+        for i in 0..4 {
+            let (first, last) = self.range(i);
+            let on = self.dr7 >> (2 * i) & 3 != 0 && self.kind(i) == Kind::Io;
+            if on && addr <= last && first <= end {
+                self.pending_debug |= 1 << i;
+            }
+        }
+    }
+
+    /// The #DB of the data breakpoints that the last instruction hit.
+    pub fn take_pending_debug(&mut self) -> Option<Exception> {
+        match std::mem::take(&mut self.pending_debug) {
+            0 => None,
+            bits => Some(debug(bits)),
+        }
+    }
+}
+
 fn debug(bits: u64) -> Exception {
     Exception { dr6: bits, ..Exception::plain(vector::DB) }
 }
@@ -44,32 +137,38 @@ pub fn write(env: &mut Env, n: u64, v: u64) -> Result<(), Exception> {
         return Err(Exception::gp(0));
     }
     let cpu = &mut env.cpu;
+    let watched = cpu.watches();
     match n {
         6 => cpu.dr6 = v & dr6::ALL,
         7 => cpu.dr7 = v & dr7::ALL | dr7::FIXED,
         n => cpu.dr[(n & 3) as usize] = v,
     }
+    cpu.after_ss = false;
+    if n != 6 && (watched || cpu.watches()) {
+        // Pages that hold watched data are marked in the TLBs.
+        env.flush_everything();
+    }
     env.update_mode();
     Ok(())
 }
 
-/// The trap after an instruction that ran with TF set.
-pub fn single_step() -> Exception {
-    debug(dr6::BS)
+/// The trap after an instruction that ran with TF set, with the data breakpoints it hit.
+pub fn after_step(cpu: &mut Cpu) -> Exception {
+    debug(dr6::BS | std::mem::take(&mut cpu.pending_debug))
 }
 
 /// Instruction breakpoints at linear address `addr`, before the instruction there: `None` if none
 /// matches. RFLAGS.RF holds them back for one instruction.
 pub fn instruction_breakpoint(cpu: &mut Cpu, addr: u64) -> Option<Exception> {
-    if cpu.eflags & rflags::RF != 0 {
+    let after_ss = std::mem::take(&mut cpu.after_ss);
+    if cpu.eflags & rflags::RF != 0 || after_ss {
         cpu.eflags &= !rflags::RF;
         return None;
     }
     let mut hit = 0;
     let mut enabled = false;
     for i in 0..4 {
-        // R/W 00: instruction execution.
-        if cpu.dr[i] == addr && cpu.dr7 >> (16 + 4 * i) & 3 == 0 {
+        if cpu.dr[i] == addr && cpu.kind(i) == Kind::Execute {
             hit |= 1 << i;
             enabled |= cpu.dr7 >> (2 * i) & 3 != 0;
         }
@@ -106,6 +205,47 @@ mod tests {
         write(b.env(), 7, dr7::GD).unwrap();
         let e = read(b.env(), 0).unwrap_err();
         assert_eq!((e.vector, e.dr6), (vector::DB, dr6::BD));
+    }
+
+    // SDM vol. 3 §18.2.5, §18.3.1.2.
+    #[test]
+    fn watched_data() {
+        let mut b = Bench::new();
+        b.protected(0);
+        let env = b.env();
+        env.read_u8(0x5000, 1).unwrap();
+        write(env, 1, 0x5006).unwrap();
+        // DR1: write, 2 bytes.
+        write(env, 7, 1 << 2 | 1 << 20 | 1 << 22).unwrap();
+        env.read_u64(0x5000, 1).unwrap();
+        env.write_u16(0x5004, 1, 1).unwrap();
+        env.write_u8(0x5008, 1, 1).unwrap();
+        assert_eq!(env.cpu.take_pending_debug(), None);
+        env.write_u8(0x5007, 1, 1).unwrap();
+        assert_eq!(env.cpu.take_pending_debug().unwrap().dr6, 2);
+        // Read or write, 4 bytes; an access that ends inside.
+        write(env, 7, 2 << 2 | 3 << 20 | 3 << 22).unwrap();
+        env.read_u16(0x5003, 1).unwrap();
+        assert_eq!(after_step(&mut env.cpu).dr6, 2 | dr6::BS);
+        // Pages without watched data are not touched by it.
+        assert!(env.host_page(0x6000, super::super::paging::Access::Write, 1).unwrap().is_some());
+        assert!(env.host_page(0x5000, super::super::paging::Access::Read, 1).unwrap().is_none());
+        write(env, 7, 0).unwrap();
+        assert!(env.host_page(0x5000, super::super::paging::Access::Read, 1).unwrap().is_some());
+    }
+
+    #[test]
+    fn watched_ports() {
+        let mut b = Bench::new();
+        b.protected(0);
+        let env = b.env();
+        write(env, 0, 0x71).unwrap();
+        write(env, 7, 1 | 2 << 16).unwrap();
+        env.cpu.note_io(0x70, 2);
+        assert_eq!(env.cpu.take_pending_debug(), None);
+        env.cpu.cr4 |= cr4::DE;
+        env.cpu.note_io(0x70, 2);
+        assert_eq!(env.cpu.take_pending_debug().unwrap().dr6, 1);
     }
 
     #[test]

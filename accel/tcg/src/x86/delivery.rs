@@ -62,6 +62,8 @@ pub fn deliver(env: &mut Env, event: Event) -> Result<(), Exception> {
             d.error = e.error;
             if saves_rf(e.vector) {
                 d.flags |= rflags::RF;
+                // The instruction has not completed; it will hit its breakpoints again.
+                env.cpu.pending_debug = 0;
             }
         }
         Event::Interrupt(v) => d.vector = v,
@@ -70,7 +72,10 @@ pub fn deliver(env: &mut Env, event: Event) -> Result<(), Exception> {
             d.vector = vector;
             d.rip = next_rip;
             d.flags &= !rflags::RF;
-            if kind != Software::Int1 {
+            if kind == Software::Int1 {
+                // One #DB tells of all.
+                env.cpu.dr6 |= std::mem::take(&mut env.cpu.pending_debug);
+            } else {
                 d.checked = true;
                 d.ext = 0;
             }

@@ -185,6 +185,9 @@ pub fn poll(env: &mut Env) -> Poll {
         env.cpu.interrupt_shadow = false;
         return Poll::RunOne;
     }
+    if let Some(e) = env.cpu.take_pending_debug() {
+        return finish(env, Event::Exception(e));
+    }
     if env.cpu.nmi_pending && !env.cpu.nmi_masked {
         env.cpu.nmi_pending = false;
         return finish(env, Event::Nmi);
@@ -425,11 +428,30 @@ mod tests {
         b.protected(0);
         b.env().cpu.dr6 = 0x2003;
         b.env().cpu.dr7 = dr7::GD;
-        let e = super::super::debug::single_step();
+        let e = super::super::debug::after_step(&mut b.env().cpu);
         assert_eq!(deliver_exception(b.env(), e), Outcome::Delivered);
         assert_eq!((b.env().cpu.dr6, b.env().cpu.dr7), (0x6000, 0));
         // A trap does not save RF.
         assert_eq!(b.peek32(0x7ffc), 2);
+    }
+
+    #[test]
+    fn a_load_of_ss_holds_back_data_breakpoints() {
+        let mut b = Bench::new();
+        b.idt(1, gate(sel::CODE0, 0x4000, INT, 0, 0));
+        b.protected(0);
+        b.env().cpu.pending_debug = 2;
+        b.env().cpu.interrupt_shadow = true;
+        assert_eq!(poll(b.env()), Poll::RunOne);
+        // INT1 reports them along with itself.
+        delivery::deliver(b.env(), soft(1, Software::Int1)).unwrap();
+        assert_eq!(b.env().cpu.dr6 & 0xf, 2);
+        assert_eq!(poll(b.env()), Poll::Run);
+        assert_eq!(b.env().cpu.gpr[gpr::RSP], 0x8000 - 12);
+        // Another instruction would have been followed by them.
+        b.env().cpu.pending_debug = 4;
+        assert_eq!(poll(b.env()), Poll::Run);
+        assert_eq!(b.env().cpu.gpr[gpr::RSP], 0x8000 - 24);
     }
 
     #[test]

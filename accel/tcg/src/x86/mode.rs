@@ -64,6 +64,9 @@ bitflags! {
         const UMIP = 1 << 23;
         /// An instruction breakpoint in DR7 is enabled: blocks check at each instruction.
         const BREAKPOINTS = 1 << 24;
+        /// A data or I/O breakpoint in DR7 is enabled: one instruction per block, then a look at
+        /// what it hit.
+        const WATCH = 1 << 25;
         /// One guest instruction per block (a debugging option, not guest state).
         const ONE_INSN = 1 << 31;
     }
@@ -126,10 +129,8 @@ impl Mode {
         m.set(Mode::FSGSBASE, cr4 & 1 << 16 != 0);
         m.set(Mode::TSC_GP, cr4 & 4 != 0 && cpl > 0);
         m.set(Mode::UMIP, cr4 & 1 << 11 != 0 && cpl > 0);
-        // DR7: an enabled breakpoint (L or G) whose condition is "instruction execution" (R/W 00).
-        let exec_bp =
-            (0..4).any(|i| cpu.dr7 >> (2 * i) & 3 != 0 && cpu.dr7 >> (16 + 4 * i) & 3 == 0);
-        m.set(Mode::BREAKPOINTS, exec_bp);
+        m.set(Mode::BREAKPOINTS, cpu.breakpoints(super::debug::Kind::Execute).next().is_some());
+        m.set(Mode::WATCH, cpu.watches());
         m
     }
 }

@@ -312,6 +312,8 @@ fn read_platform(cpu: &Cpu, msr: u32) -> Result<u64, Exception> {
         MCG_CTL => Ok(m.mcg_ctl),
         BIOS_SIGN_ID if f.amd => Ok(0x0100_0065),
         BIOS_SIGN_ID => Ok(1 << 32),
+        // Intel's, but hypervisors have always had it.
+        MISC_ENABLE => Ok(m.misc_enable),
         _ if f.amd => match msr {
             AMD_HWCR => Ok(m.hwcr),
             AMD_DE_CFG => Ok(m.de_cfg),
@@ -321,7 +323,6 @@ fn read_platform(cpu: &Cpu, msr: u32) -> Result<u64, Exception> {
         PLATFORM_ID => Ok(0),
         // Locked, and nothing of it enabled.
         FEAT_CTL => Ok(1),
-        MISC_ENABLE => Ok(m.misc_enable),
         _ => Err(GP),
     }
 }
@@ -345,7 +346,7 @@ pub fn write(env: &mut Env, msr: u32, v: u64) -> Result<(), Exception> {
             require(has_spec_ctrl(&f) && v & !0b1000_0111 == 0)?;
             m.spec_ctrl = v;
         }
-        PRED_CMD => require(has_pred_cmd(&f) && v & !0x81 == 0)?,
+        PRED_CMD => require(has_pred_cmd(&f) && v & !1 == 0)?,
         FLUSH_CMD => require(f.edx7 & 1 << 28 != 0 && v & !1 == 0)?,
         SYSENTER_CS => m.sysenter_cs = v & 0xffff_ffff,
         SYSENTER_ESP | SYSENTER_EIP | LSTAR | CSTAR | FS_BASE | GS_BASE | KERNEL_GS_BASE => {
@@ -439,8 +440,13 @@ fn write_platform(cpu: &mut Cpu, msr: u32, v: u64) -> Result<(), Exception> {
     let f = cpu.feat;
     let m = &mut cpu.msrs;
     if let Some((bank, reg)) = mc_register(&f, msr) {
-        let writable = f.amd && m.hwcr & HWCR_MC_STATUS_WR_EN != 0;
-        require(reg == 0 || v == 0 || writable)?;
+        let status = f.amd && m.hwcr & HWCR_MC_STATUS_WR_EN != 0;
+        require(match reg {
+            // All or nothing; Linux leaves out bit 0 or 10 on some processors.
+            0 => v == 0 || v | 1 | 1 << 10 == u64::MAX,
+            1 => v == 0 || status,
+            _ => true,
+        })?;
         m.mc[bank][reg] = v;
         return Ok(());
     }
@@ -474,6 +480,8 @@ fn write_platform(cpu: &mut Cpu, msr: u32, v: u64) -> Result<(), Exception> {
         // A microcode update is accepted and changes nothing.
         BIOS_UPDT_TRIG if !f.amd => {}
         BIOS_SIGN_ID => {}
+        // BTS and PEBS unavailable are read-only; fast strings and limits can be changed.
+        MISC_ENABLE => m.misc_enable = v | 1 << 11 | 1 << 12,
         _ if f.amd => match msr {
             AMD_HWCR => m.hwcr = v | HWCR_TSC_FREQ_SEL,
             AMD_DE_CFG => m.de_cfg = v | DE_CFG_LFENCE,
@@ -481,8 +489,6 @@ fn write_platform(cpu: &mut Cpu, msr: u32, v: u64) -> Result<(), Exception> {
             _ if amd_zero(msr) => {}
             _ => m.amd[amd_stored(msr).ok_or(GP)?] = v,
         },
-        // BTS and PEBS unavailable are read-only; fast strings and limits can be changed.
-        MISC_ENABLE => m.misc_enable = v & !(1 << 11 | 1 << 12) | 1 << 11 | 1 << 12,
         _ => return Err(GP),
     }
     Ok(())
@@ -520,6 +526,7 @@ pub fn saved(f: &Features) -> Vec<u32> {
         KERNEL_GS_BASE,
         MCG_STATUS,
         MCG_CTL,
+        MISC_ENABLE,
     ];
     let mut add = |on: bool, msrs: &[u32]| {
         if on {
@@ -540,7 +547,6 @@ pub fn saved(f: &Features) -> Vec<u32> {
     }
     add(f.amd, &[AMD_HWCR, AMD_DE_CFG]);
     add(f.amd, &AMD_STORED);
-    add(!f.amd, &[MISC_ENABLE]);
     add(f.kvm & 1 << 3 != 0, &[KVM_WALL_CLOCK, KVM_SYSTEM_TIME]);
     list.sort_unstable();
     list
@@ -584,8 +590,7 @@ mod tests {
     fn unknown_registers_fault() {
         let mut b = Bench::new();
         b.long(0);
-        for msr in [0x2, 0x1a, 0x33, 0x3a, 0x1a0, 0xce, 0x11, 0x4b56_4d03, 0xc000_0105, 0xffff_ffff]
-        {
+        for msr in [0x2, 0x1a, 0x33, 0x3a, 0xce, 0x11, 0x4b56_4d03, 0xc000_0105, 0xffff_ffff] {
             let there = (0x11..=0x12).contains(&msr);
             assert_eq!(read(b.env(), msr).is_ok(), there, "{msr:#x}");
         }

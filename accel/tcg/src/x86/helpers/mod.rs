@@ -167,7 +167,7 @@ helpers! {
     MONITOR = system::monitor, READ_FAULT;
     MWAIT = system::mwait, READ_FAULT;
     WBINVD = system::wbinvd, FAULT;
-    SINGLE_STEP_TRAP = system::single_step_trap, SYSTEM;
+    HYPERCALL = system::hypercall, SYSTEM;
     INSN_BREAKPOINT = system::insn_breakpoint, READ_FAULT;
 
     // ---- vector and x87 ----

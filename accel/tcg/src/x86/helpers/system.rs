@@ -8,7 +8,7 @@ use super::raise;
 use crate::x86::bits::{cr4, rflags};
 use crate::x86::cr::privileged;
 use crate::x86::exception::Exception;
-use crate::x86::interrupt::{Event, Software};
+use crate::x86::interrupt::{self, Event, Software};
 use crate::x86::{
     Env, cpuid as cpuid_leaves, cr, debug, delivery, far, io, iret as iret_mod, msr, seg,
     syscall as fast, tsc,
@@ -43,6 +43,7 @@ const FOUND: u64 = 1 << 63;
 pub extern "C" fn load_seg(p: *mut Env, index: u64, selector: u64) -> u64 {
     let env = env(p);
     let r = seg::load_seg(env, (index & 7) as usize, selector as u16);
+    env.cpu.after_ss = r.is_ok() && index == tandem_accel::x86::seg::SS as u64;
     done(env, r)
 }
 
@@ -91,6 +92,16 @@ pub extern "C" fn int_n(p: *mut Env, vector: u64, next_rip: u64, kind: u64) -> u
 pub extern "C" fn syscall(p: *mut Env, next: u64) -> u64 {
     let env = env(p);
     let r = fast::syscall(env, next);
+    step_after(env, r)
+}
+
+/// SYSCALL and SYSRET are stepped over if TF is set when they have completed: so a program that
+/// steps over its SYSCALL traps when the kernel returns to it.
+fn step_after(env: &mut Env, r: Result<(), Exception>) -> u64 {
+    if r.is_ok() && env.cpu.eflags & rflags::TF != 0 {
+        let e = debug::after_step(&mut env.cpu);
+        interrupt::deliver_late(env, e);
+    }
     done(env, r)
 }
 
@@ -98,7 +109,7 @@ pub extern "C" fn syscall(p: *mut Env, next: u64) -> u64 {
 pub extern "C" fn sysret(p: *mut Env, size: u64) -> u64 {
     let env = env(p);
     let r = fast::sysret(env, size as u8);
-    done(env, r)
+    step_after(env, r)
 }
 
 /// SYSENTER.
@@ -277,12 +288,16 @@ pub extern "C" fn cpuid(p: *mut Env) -> u64 {
 
 /// IN: port, size in bytes. Permission is checked before, by [`check_io`].
 pub extern "C" fn pio_in(p: *mut Env, port: u64, size: u64) -> u64 {
-    io::read(env(p), port as u16, size as u8)
+    let env = env(p);
+    env.cpu.note_io(port as u16, size as u8);
+    io::read(env, port as u16, size as u8)
 }
 
 /// OUT: port, size in bytes, value.
 pub extern "C" fn pio_out(p: *mut Env, port: u64, size: u64, v: u64) -> u64 {
-    io::write(env(p), port as u16, size as u8, v);
+    let env = env(p);
+    env.cpu.note_io(port as u16, size as u8);
+    io::write(env, port as u16, size as u8, v);
     0
 }
 
@@ -494,16 +509,32 @@ pub extern "C" fn mwait(p: *mut Env) -> u64 {
     done(env, r)
 }
 
+/// VMCALL and VMMCALL. A guest that sees KVM's leaves gets KVM's answers (Linux
+/// `Documentation/virt/kvm/x86/hypercalls.rst`): none of the calls is offered, so all but the
+/// historical poll of the virtual APIC are unknown.
+pub extern "C" fn hypercall(p: *mut Env) -> u64 {
+    const VAPIC_POLL_IRQ: u64 = 1;
+    const EPERM: i64 = -1;
+    const ENOSYS: i64 = -1000;
+    let env = env(p);
+    if env.cpu.feat.kvm == 0 || env.cpu.real_mode() {
+        return raise(env, Exception::UD);
+    }
+    let mask = if env.cpu.code64() { u64::MAX } else { u32::MAX.into() };
+    let answer = match env.cpu.gpr[gpr::RAX] & mask {
+        _ if env.cpu.cpl() != 0 => EPERM,
+        VAPIC_POLL_IRQ => 0,
+        _ => ENOSYS,
+    };
+    env.cpu.gpr[gpr::RAX] = answer as u64 & mask;
+    0
+}
+
 /// INVD, WBINVD, WBNOINVD: there is no cache to write back; only the privilege check is left.
 pub extern "C" fn wbinvd(p: *mut Env) -> u64 {
     let env = env(p);
     let r = privileged(&env.cpu);
     done(env, r)
-}
-
-/// #DB after an instruction that ran with TF set; RIP is the next instruction.
-pub extern "C" fn single_step_trap(p: *mut Env) -> u64 {
-    raise(env(p), debug::single_step())
 }
 
 /// Instruction breakpoints at a linear address, before the instruction there.
@@ -615,6 +646,39 @@ mod tests {
         b.env().cpu.cr4 |= cr4::TSD;
         rdtsc(b.env());
         assert_eq!(fault(&mut b).unwrap().vector, vector::GP);
+    }
+
+    #[test]
+    fn system_calls_step_where_they_arrive() {
+        let mut b = Bench::new();
+        b.idt64(1, crate::x86::testing::gate(0x28, 0x4000, 0xe, 0, 0), 0);
+        b.poke64(crate::x86::testing::TSS + 4, 0x9000);
+        b.long(3);
+        let m = &mut b.env().cpu.msrs;
+        (m.star, m.lstar, m.fmask) = (0x0020_0028_0000_0000, 0x5000, rflags::TF);
+        b.env().cpu.eflags |= rflags::TF;
+        syscall(b.env(), 0x7002);
+        assert_eq!((b.env().cpu.rip, b.env().cpu.eflags & rflags::TF), (0x5000, 0));
+        // Back in the program, which was stepping over its system call.
+        sysret(b.env(), 8);
+        assert_eq!((b.env().cpu.rip, b.env().cpu.cpl()), (0x4000, 0));
+        assert_eq!(b.env().cpu.dr6 & crate::x86::bits::dr6::BS, crate::x86::bits::dr6::BS);
+        assert_eq!(b.peek64(0x9000 - 40), 0x7002);
+    }
+
+    #[test]
+    fn hypercalls() {
+        let mut b = Bench::new();
+        b.long(0);
+        b.env().cpu.gpr[gpr::RAX] = 77;
+        hypercall(b.env());
+        assert_eq!(b.env().cpu.gpr[gpr::RAX] as i64, -1000);
+        b.long(3);
+        hypercall(b.env());
+        assert_eq!(b.env().cpu.gpr[gpr::RAX] as i64, -1);
+        b.env().cpu.feat.kvm = 0;
+        hypercall(b.env());
+        assert_eq!(fault(&mut b), Some(Exception::UD));
     }
 
     #[test]

@@ -5,7 +5,6 @@ use super::mov::condition;
 use super::operand::{Gpr, seg_num};
 use crate::x86::bits::rflags::{OF, ZF};
 use crate::x86::helpers;
-use crate::x86::mode::Mode;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use tandem_accel::x86::seg;
 use tandem_jit::ir::{Addr, Cond, ExitHint, Op, PTR_READ, Val, Width};
@@ -204,12 +203,8 @@ pub(super) fn int(t: &mut Translator, vector: u8, kind: u64) {
     let next = t.b.iconst(t.next);
     let kind = t.b.iconst(kind);
     t.b.call_void(helpers::INT_N, &[vector, next, kind]);
-    if t.mode.contains(Mode::TF) {
-        // The way into the handler is no instruction to step over: TF is clear by now.
-        t.leave(crate::exec::leave::LOOP, None);
-    } else {
-        t.jump_rip();
-    }
+    // The way into the handler is no instruction to step over: TF is clear by now.
+    t.jump_rip_unstepped();
 }
 
 /// INTO: INT 4 if OF.

@@ -197,7 +197,7 @@ impl FrontEnd {
             t.start(insn, dead::flags_dead(insn, rest));
             dispatch::translate(&mut t, insn, !rest.is_empty());
             if rest.is_empty() && !t.ended() && source::makes_shadow(insn) {
-                t.shadow_and_leave();
+                t.shadow_and_leave(insn.mnemonic() == iced_x86::Mnemonic::Sti);
             }
             if t.ended() || t.b.nvals >= VALS_FULL {
                 break;

@@ -75,7 +75,7 @@ pub(super) fn after_segment(t: &mut Translator, n: usize) {
         return;
     }
     if n == seg::SS {
-        t.shadow_and_leave();
+        t.shadow_and_leave(false);
     } else {
         let next = t.b.iconst(t.next);
         t.jump(next, tandem_jit::ir::ExitHint::Jump);

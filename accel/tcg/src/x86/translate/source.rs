@@ -54,7 +54,8 @@ impl Source {
         limits: Limits,
     ) -> Result<(), Exception> {
         let bits = key.code_bits();
-        let single = key.mode.intersects(Mode::TF | Mode::BREAKPOINTS | Mode::ONE_INSN);
+        let single =
+            key.mode.intersects(Mode::TF | Mode::BREAKPOINTS | Mode::WATCH | Mode::ONE_INSN);
         let max = if single { 1 } else { (limits.max_insns.max(1) as usize).min(MAX_INSNS) };
         let first_page = key.linear(key.rip) & PAGE;
         let mut path = Path { key, first_page, branches: 0 };

@@ -30,12 +30,17 @@ impl Translator<'_> {
         self.jump(next, ExitHint::Jump);
     }
 
-    /// Ends the block with interrupts held back for one more instruction.
-    pub(super) fn shadow_and_leave(&mut self) {
+    /// Ends the block with interrupts held back for one more instruction. A load of SS, unlike STI,
+    /// holds back the single-step trap as well (`traps` says it does not).
+    pub(super) fn shadow_and_leave(&mut self, traps: bool) {
         let one = self.b.iconst(1);
         let at = super::cpu_field(offset_of!(Cpu, interrupt_shadow));
         self.b.stenv(Width::W8, at, one);
-        self.leave_next(crate::exec::leave::LOOP);
+        if traps {
+            self.leave_next(crate::exec::leave::LOOP);
+        } else {
+            self.leave(crate::exec::leave::LOOP, Some(self.next));
+        }
     }
 }
 
@@ -108,12 +113,12 @@ pub(super) fn simple(t: &mut Translator, insn: &Instruction) -> bool {
         Syscall => {
             let next = t.b.iconst(t.next);
             t.b.call_void(helpers::SYSCALL, &[next]);
-            t.jump_rip();
+            t.jump_rip_unstepped();
         }
         Sysret | Sysretq => {
             let size = t.b.iconst(if insn.mnemonic() == Sysretq { 8 } else { 4 });
             t.b.call_void(helpers::SYSRET, &[size]);
-            t.jump_rip();
+            t.jump_rip_unstepped();
         }
         Sysenter => {
             t.b.call_void(helpers::SYSENTER, &[]);
@@ -162,6 +167,9 @@ pub(super) fn simple(t: &mut Translator, insn: &Instruction) -> bool {
         Mwait => {
             t.b.call_void(helpers::MWAIT, &[]);
             t.leave_next(crate::exec::leave::HALT);
+        }
+        Vmcall | Vmmcall => {
+            t.b.call_void(helpers::HYPERCALL, &[]);
         }
         Invd | Wbinvd | Wbnoinvd => {
             if !t.not_cpl0() {

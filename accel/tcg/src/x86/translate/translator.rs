@@ -82,10 +82,29 @@ impl<'a> Translator<'a> {
         self.key.wrap(rip)
     }
 
+    /// How blocks end where #DB may follow an instruction: with TF always, with watched data if
+    /// the instruction has hit some (the loop looks).
+    fn debug_leave(&self) -> Option<u32> {
+        if self.mode.contains(Mode::TF) {
+            Some(leave::STEP)
+        } else {
+            self.mode.contains(Mode::WATCH).then_some(leave::LOOP)
+        }
+    }
+
+    /// As [`Translator::jump_rip`], for instructions whose helper delivers the single-step trap
+    /// itself, or that have none.
+    pub fn jump_rip_unstepped(&mut self) {
+        if self.debug_leave().is_some() {
+            return self.leave(leave::LOOP, None);
+        }
+        self.jump_rip();
+    }
+
     /// The exit to `rip` in the same mode.
     pub(super) fn exit_to(&self, rip: u64, hint: ExitHint) -> Exit {
-        if self.mode.contains(Mode::TF) {
-            return Exit { kind: ExitKind::Leave { code: leave::STEP, pc: Some(rip) }, hint };
+        if let Some(code) = self.debug_leave() {
+            return Exit { kind: ExitKind::Leave { code, pc: Some(rip) }, hint };
         }
         let page = |rip| self.key.linear(rip) & super::PAGE;
         Exit { kind: ExitKind::Goto { pc: rip, same_page: page(rip) == page(self.key.rip) }, hint }
@@ -107,9 +126,9 @@ impl<'a> Translator<'a> {
 
     /// Ends the block with an indirect jump.
     pub fn jump(&mut self, rip: Val, hint: ExitHint) {
-        if self.mode.contains(Mode::TF) {
+        if let Some(code) = self.debug_leave() {
             self.b.call_void(helpers::SET_RIP, &[rip]);
-            return self.leave(leave::STEP, None);
+            return self.leave(code, None);
         }
         self.b.exit(Exit { kind: ExitKind::Indirect, hint }, rip);
         self.ended = true;
@@ -117,8 +136,8 @@ impl<'a> Translator<'a> {
 
     /// Ends the block with an indirect jump to where a helper has put RIP; the mode may have changed.
     pub fn jump_rip(&mut self) {
-        if self.mode.contains(Mode::TF) {
-            return self.leave(leave::STEP, None);
+        if let Some(code) = self.debug_leave() {
+            return self.leave(code, None);
         }
         let rip = self.b.get(global::RIP);
         self.jump(rip, ExitHint::Jump);
@@ -126,6 +145,7 @@ impl<'a> Translator<'a> {
 
     /// Ends the block: back to the execution loop, which goes on at the next instruction.
     pub fn leave_next(&mut self, code: u32) {
+        let code = if self.mode.contains(Mode::TF) { leave::STEP } else { code };
         self.leave(code, Some(self.next));
     }
 
