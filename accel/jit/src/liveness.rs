@@ -6,7 +6,7 @@
 //! nothing between definition and that `Put` can observe the global's old content through a fault,
 //! an exit, a call or a `Get`.
 
-use crate::ir::{Block, Inst, Op, Slot, Val, Width, effect};
+use crate::ir::{Block, Encoding, Inst, Native, NativeReg, Op, Slot, Val, Width, effect};
 use crate::target::Target;
 
 /// No hint, no condition.
@@ -15,6 +15,29 @@ pub(crate) const NONE: u8 = 0xff;
 pub(crate) const MIXED: u8 = 0xfe;
 /// No instruction.
 pub(crate) const NO_INST: u32 = u32::MAX;
+
+/// How much vector state something uses.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(crate) enum VecUse {
+    #[default]
+    None,
+    /// Registers 0–15.
+    Low,
+    /// Registers 16–31 or opmasks too.
+    All,
+}
+
+impl VecUse {
+    fn of(n: &Native) -> VecUse {
+        let masks = [n.reg, n.rm, n.vvvv].iter().any(|r| matches!(r, NativeReg::Mask(_)));
+        match n.enc {
+            _ if !n.vector => VecUse::None,
+            Encoding::Evex { .. } => VecUse::All,
+            _ if masks => VecUse::All,
+            _ => VecUse::Low,
+        }
+    }
+}
 
 /// Result of the pass; reused between blocks.
 #[derive(Default)]
@@ -29,8 +52,8 @@ pub(crate) struct Liveness {
     pub merges: Vec<u32>,
     /// By instruction: not to be emitted.
     pub dead: Vec<bool>,
-    /// The block has pass-through instructions with vector state.
-    pub vector: bool,
+    /// How much vector state the block's pass-through instructions use.
+    pub vector: VecUse,
     /// By global: the value of the next `Put` in program order, and the epoch it was seen in.
     pending: Vec<(Val, u32)>,
 }
@@ -68,7 +91,7 @@ impl Liveness {
         self.dead.resize(block.insts.len(), false);
         self.pending.clear();
         self.pending.resize(target.globals.len(), (Val::NONE, 0));
-        self.vector = false;
+        self.vector = VecUse::None;
         let mut walk = Walk { epoch: 1, observed: [u64::MAX; 4] };
         for (i, inst) in block.insts.iter().enumerate().rev() {
             self.step(block, i, inst, &mut walk);
@@ -109,7 +132,9 @@ impl Liveness {
                 self.pending[g].0 = Val::NONE;
             }
             Op::Native => {
-                self.vector |= block.natives.get(inst.imm as usize).is_some_and(|n| n.vector);
+                if let Some(n) = block.natives.get(inst.imm as usize) {
+                    self.vector = self.vector.max(VecUse::of(n));
+                }
             }
             _ => {}
         }

@@ -25,6 +25,10 @@ pub(super) const SPILL: i32 = 0x30;
 pub(super) const NSPILL: usize = 240;
 /// Offset of the save area.
 pub(super) const SAVE: i32 = SPILL + 8 * NSPILL as i32;
+/// Value of `vec_live` while vector registers 0–15 are in host registers.
+pub(super) const VEC_LOW: i32 = 1;
+/// Value of `vec_live` while all vector state is; the same as [`VEC_LOW`] below 512-bit vectors.
+pub(super) const VEC_ALL: i32 = 2;
 /// Size of the frame.
 pub(super) const FRAME: i32 = SAVE + 16 * 8;
 /// Bytes of stack below `Env`.

@@ -6,8 +6,8 @@ use super::frame::*;
 use super::{Inner, LEAST_ROOM};
 use crate::arena::{CHUNK, Cursor};
 use crate::code::{CodePtr, CompileError, Compiled, Compiler, LinkSite};
-use crate::ir::{Block, Inst, Op, Val};
-use crate::liveness::{Liveness, NO_INST};
+use crate::ir::{Block, Inst, Op, Val, Verifier};
+use crate::liveness::{Liveness, NO_INST, VecUse};
 use crate::snapshot::{SnapId, Snapshots};
 use std::sync::Arc;
 
@@ -69,6 +69,9 @@ pub(super) enum Src {
     Mem(i32),
 }
 
+/// Most exits of a block: an exit reference has eight bits for the index.
+const MAX_EXITS: usize = 256;
+
 /// The compiler of one thread.
 pub(super) struct Gen {
     pub inner: Arc<Inner>,
@@ -76,6 +79,7 @@ pub(super) struct Gen {
     pub a: Asm,
     pub snaps: Snapshots,
     pub live: Liveness,
+    verifier: Verifier,
     // ---- roles of registers, from the target ----
     pub pin_reg: [Reg; 256],
     pub scratch: u16,
@@ -121,6 +125,7 @@ impl Gen {
             a: Asm::default(),
             snaps: Snapshots::default(),
             live: Liveness::default(),
+            verifier: Verifier::default(),
             pin_reg,
             scratch,
             vals: Vec::new(),
@@ -191,10 +196,16 @@ impl Gen {
         let linked = self.a.pos();
         self.a.alu_i(Alu::Cmp, W32, env(e.exit_request), 0);
         self.a.jcc_back(CC_NE, request_stub);
-        if self.live.vector {
-            self.a.alu_i(Alu::Cmp, W8, env(e.vec_live), 0);
+        if self.live.vector != VecUse::None {
             let (entry, back) = (self.a.label(), self.a.label());
-            self.a.jcc(CC_E, entry);
+            let live = env(e.vec_live);
+            if self.live.vector == VecUse::Low {
+                self.a.alu_i(Alu::Cmp, W8, live, 0);
+                self.a.jcc(CC_E, entry);
+            } else {
+                self.a.alu_i(Alu::Cmp, W8, live, VEC_ALL);
+                self.a.jcc(CC_NE, entry);
+            }
             self.a.bind(back);
             self.cold.push(Cold { entry, back, kind: ColdKind::Vectors });
         }
@@ -353,6 +364,13 @@ impl Compiler for Gen {
     fn compile(&mut self, block: &Block, tag: u64) -> Result<Compiled, CompileError> {
         let inner = self.inner.clone();
         let arena = &inner.shared.arena;
+        if cfg!(debug_assertions) {
+            // A release build trusts its front end, which is this program's own.
+            self.verifier.check(block, &inner.shared.target)?;
+        }
+        if block.exits.len() > MAX_EXITS {
+            return Err(CompileError::TooLarge);
+        }
         if !arena.is_current(&self.cursor) || self.cursor.room() < LEAST_ROOM {
             self.take_chunk(LEAST_ROOM)?;
         }

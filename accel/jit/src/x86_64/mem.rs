@@ -20,6 +20,7 @@ use super::asm::*;
 use super::frame::*;
 use super::generate::{Cold, ColdKind, Gen, How, Merge};
 use crate::ir::{Block, Inst, LD_SX32, LD_SX64, PTR_READ, PTR_WRITE, Rmw, Val, Width};
+use crate::liveness::VecUse;
 use crate::target::{AccessInfo, MemModel, TlbLayout};
 
 /// The probe's outcome: host memory operand, and what the cold piece needs.
@@ -535,9 +536,11 @@ impl Gen {
     }
     /// After a call in a block that uses vector registers.
     pub(super) fn reload_vectors(&mut self) {
-        if self.live.vector {
-            let to = self.inner.thunks.vec_load;
-            self.a.call_to(to);
-        }
+        let to = match self.live.vector {
+            VecUse::None => return,
+            VecUse::Low => self.inner.thunks.vec_load_low,
+            VecUse::All => self.inner.thunks.vec_load_all,
+        };
+        self.a.call_to(to);
     }
 }

@@ -29,8 +29,10 @@ pub(super) struct Thunks {
     pub ptr_end: u64,
     /// Entered by JMP, guest pc in `ARGS`.
     pub lookup: u64,
-    /// Loads vector state; entered by CALL; changes no general register and no flag.
-    pub vec_load: u64,
+    /// Load vector registers 0–15, or all vector state (what of it is not loaded yet); entered by
+    /// CALL; change no general register.
+    pub vec_load_low: u64,
+    pub vec_load_all: u64,
     /// Where the signal handler sends a trap.
     pub trap: u64,
     /// Bit gather and scatter for hosts without BMI2; entered by CALL.
@@ -89,7 +91,8 @@ pub(super) fn build(a: &mut Asm, input: &Input) -> Thunks {
     out.request = b.leave_with(LEAVE_REQUEST, 0, None);
     out.chain = b.leave_with(LEAVE_CHAIN, 0, Some(8));
     b.vec_save();
-    out.vec_load = b.vec_load();
+    out.vec_load_low = b.vec_load(VEC_LOW);
+    out.vec_load_all = b.vec_load(VEC_ALL);
     out.lookup = b.lookup();
     out.trap = b.trap();
     let kinds = [(false, false), (false, true), (true, false), (true, true)]
@@ -205,7 +208,14 @@ impl Builder<'_> {
         self.a.bind(self.vec_save);
         let e = self.t.env;
         let at = |off: u32| Mem::new(RAX, off as i32);
-        self.move_vectors(true, at(e.vec), at(e.opmask));
+        self.move_low(true, at(e.vec));
+        if self.t.vec == VecState::Zmm {
+            let skip = self.a.label();
+            self.a.alu_i(Alu::Cmp, W8, at(e.vec_live), VEC_ALL);
+            self.a.jcc(CC_NE, skip);
+            self.move_high(true, at(e.vec), at(e.opmask));
+            self.a.bind(skip);
+        }
         self.a.stmxcsr(at(e.mxcsr));
         self.a.ldmxcsr(at(e.host_mxcsr));
         self.a.store_i(W8, at(e.vec_live), 0);
@@ -214,30 +224,44 @@ impl Builder<'_> {
         }
         self.a.ret();
     }
-    fn vec_load(&mut self) -> u64 {
+    fn vec_load(&mut self, what: i32) -> u64 {
         let at = self.a.addr();
         let e = self.t.env;
         let (vec, opmask) = (self.env(e.vec, 8), self.env(e.opmask, 8));
-        self.move_vectors(false, vec, opmask);
+        let low_is_live = self.a.label();
+        if what == VEC_ALL {
+            self.a.alu_i(Alu::Cmp, W8, self.env(e.vec_live, 8), VEC_LOW);
+            self.a.jcc(CC_E, low_is_live);
+        }
+        self.move_low(false, vec);
         self.a.ldmxcsr(self.env(e.mxcsr, 8));
-        self.a.store_i(W8, self.env(e.vec_live, 8), 1);
+        self.a.bind(low_is_live);
+        if what == VEC_ALL && self.t.vec == VecState::Zmm {
+            self.move_high(false, vec, opmask);
+        }
+        self.a.store_i(W8, self.env(e.vec_live, 8), what);
         self.a.ret();
         at
     }
-    fn move_vectors(&mut self, store: bool, vec: Mem, opmask: Mem) {
-        let (n, bytes) = match self.t.vec {
-            VecState::Xmm => (16, 16),
-            VecState::Ymm => (16, 32),
-            VecState::Zmm => (32, 64),
+    /// Vector registers 0–15, as wide as the host has them: an instruction of any encoding then
+    /// does to the upper parts what it must.
+    fn move_low(&mut self, store: bool, vec: Mem) {
+        let bytes = match self.t.vec {
+            VecState::Xmm => 16,
+            VecState::Ymm => 32,
+            VecState::Zmm => 64,
         };
-        for v in 0..n {
-            let m = Mem { disp: vec.disp + 64 * v as i32, ..vec };
-            self.a.mov_vec(bytes, store, v, m);
+        for v in 0..16 {
+            self.a.mov_vec(bytes, store, v, Mem { disp: vec.disp + 64 * v as i32, ..vec });
         }
-        if self.t.vec == VecState::Zmm {
-            for k in 0..8 {
-                self.a.kmovq(store, k, Mem { disp: opmask.disp + 8 * k as i32, ..opmask });
-            }
+    }
+    /// Vector registers 16–31 and the opmasks.
+    fn move_high(&mut self, store: bool, vec: Mem, opmask: Mem) {
+        for v in 16..32 {
+            self.a.mov_vec(64, store, v, Mem { disp: vec.disp + 64 * v as i32, ..vec });
+        }
+        for k in 0..8 {
+            self.a.kmovq(store, k, Mem { disp: opmask.disp + 8 * k as i32, ..opmask });
         }
     }
     fn lookup(&mut self) -> u64 {
