@@ -1,5 +1,6 @@
 //! `tandem-backends`: what only the host sees. Buffers in, buffers out: nothing here knows a guest
 //! address or a device register.
 
+pub mod block;
 pub mod chardev;
 pub mod entropy;
