@@ -16,6 +16,8 @@ mod programs;
 #[cfg(target_arch = "x86_64")]
 mod sequences;
 #[cfg(target_arch = "x86_64")]
+mod show;
+#[cfg(target_arch = "x86_64")]
 mod speed;
 #[cfg(target_arch = "x86_64")]
 mod vector;
