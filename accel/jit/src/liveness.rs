@@ -140,7 +140,13 @@ impl Liveness {
         }
         if observes(block, inst) {
             walk.epoch += 1;
-            walk.observed = [u64::MAX; 4];
+            let dead = match inst.op {
+                Op::Exit | Op::BrCc => block.exits.get(inst.imm as usize).map_or(0, |e| e.dead),
+                _ => 0,
+            };
+            // What is dead behind a side exit may still be observed on the way on.
+            let on = if inst.op == Op::BrCc { walk.observed[0] } else { 0 };
+            walk.observed = [!dead | on, u64::MAX, u64::MAX, u64::MAX];
         }
         for (slot, &v) in info.ins.iter().zip(&inst.ins) {
             if !v.is_some() {

@@ -226,6 +226,16 @@ pub struct Exit {
     pub kind: ExitKind,
     /// Prediction hint.
     pub hint: ExitHint,
+    /// Globals (bit n: number n, below 64) whose content nobody looks at after this exit: deferred
+    /// writes of them may be dropped, and they then hold anything.
+    pub dead: u64,
+}
+
+impl Exit {
+    /// An exit after which every global counts.
+    pub const fn new(kind: ExitKind, hint: ExitHint) -> Exit {
+        Exit { kind, hint, dead: 0 }
+    }
 }
 
 /// A guest code page that a block's bytes lie on, for the page check at its checked entry: the

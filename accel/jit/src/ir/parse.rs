@@ -289,12 +289,13 @@ impl<'a> Line<'a> {
         } else {
             ExitHint::Jump
         };
+        let dead = if self.eat("dead") { self.number()? } else { 0 };
         let exits = &mut self.block.exits;
         if exits.len() <= index {
             let unused = ExitKind::Leave { code: 0, pc: None };
-            exits.resize(index + 1, Exit { kind: unused, hint: ExitHint::Jump });
+            exits.resize(index + 1, Exit::new(unused, ExitHint::Jump));
         }
-        exits[index] = Exit { kind, hint };
+        exits[index] = Exit { kind, hint, dead };
         inst.imm = index as u64;
         Ok(())
     }

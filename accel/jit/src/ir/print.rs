@@ -260,9 +260,13 @@ impl fmt::Display for ExitText<'_> {
             }
         }
         match self.0.hint {
-            ExitHint::Jump => Ok(()),
-            ExitHint::Call { ret } => write!(f, " call {ret:#x}"),
-            ExitHint::Ret => f.write_str(" ret"),
+            ExitHint::Jump => {}
+            ExitHint::Call { ret } => write!(f, " call {ret:#x}")?,
+            ExitHint::Ret => f.write_str(" ret")?,
+        }
+        match self.0.dead {
+            0 => Ok(()),
+            dead => write!(f, " dead {dead:#x}"),
         }
     }
 }

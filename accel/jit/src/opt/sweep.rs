@@ -14,6 +14,17 @@ use crate::target::Target;
 struct Overwritten([u64; 4]);
 
 impl Overwritten {
+    /// What an exit says of the code behind it.
+    fn after(block: &Block, exit: &Inst) -> Overwritten {
+        let dead = block.exits.get(exit.imm as usize).map_or(0, |e| e.dead);
+        Overwritten([dead, 0, 0, 0])
+    }
+    /// Keeps what is overwritten on the other path too.
+    fn both(&mut self, other: Overwritten) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine &= theirs;
+        }
+    }
     fn has(&self, global: u64) -> bool {
         self.0[(global >> 6 & 3) as usize] >> (global & 63) & 1 != 0
     }
@@ -50,8 +61,11 @@ pub(super) fn sweep(block: &mut Block, target: &Target, vals: &mut [Info]) {
                 if drop_results(&mut inst, vals) {
                     continue;
                 }
-                if observes(block, &inst, target) {
-                    overwritten = Overwritten::default();
+                match inst.op {
+                    Op::Exit => overwritten = Overwritten::after(block, &inst),
+                    Op::BrCc => overwritten.both(Overwritten::after(block, &inst)),
+                    _ if observes(block, &inst, target) => overwritten = Overwritten::default(),
+                    _ => {}
                 }
             }
         }
@@ -65,7 +79,7 @@ pub(super) fn sweep(block: &mut Block, target: &Target, vals: &mut [Info]) {
 
 /// Whether the globals can be looked at from outside at this instruction.
 fn observes(block: &Block, inst: &Inst, target: &Target) -> bool {
-    if inst.op.has(effect::TERM | effect::SIDE_EXIT) || may_fault(block, inst, target) {
+    if may_fault(block, inst, target) {
         return true;
     }
     if inst.op != Op::Call {

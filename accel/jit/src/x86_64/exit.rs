@@ -5,7 +5,12 @@ use super::asm::*;
 use super::frame::*;
 use super::generate::{Cold, ColdKind, Gen};
 use crate::code::{CompileError, ExitRef};
-use crate::ir::{Block, ExitKind, Inst};
+use crate::ir::{Block, Exit, ExitKind, Inst};
+
+/// Whether nobody looks at global `g` behind `exit`.
+fn is_dead(exit: &Exit, g: u8) -> bool {
+    g < 64 && exit.dead >> g & 1 != 0
+}
 
 impl Gen {
     /// `BrCc`.
@@ -17,7 +22,8 @@ impl Gen {
         };
         let cc = self.condition(inst.ins[0], inst.cond);
         let entry = self.a.label();
-        if self.dirty.is_empty() && matches!(exit.kind, ExitKind::Goto { .. }) {
+        let live = self.dirty.iter().any(|d| !is_dead(exit, d.0));
+        if !live && matches!(exit.kind, ExitKind::Goto { .. }) {
             // Nothing to store: the conditional jump itself is linked.
             self.a.keep_in_word(2);
             self.links[index] = Some((self.a.pos() + 2, entry));
@@ -26,7 +32,7 @@ impl Gen {
             self.cold.push(Cold { entry, back: entry, kind });
             return;
         }
-        let (first, count) = self.record_dirty();
+        let (first, count) = self.record_dirty(exit.dead);
         self.a.jcc(cc, entry);
         let kind = ColdKind::Exit { exit: index as u16, first, count };
         self.cold.push(Cold { entry, back: entry, kind });
@@ -39,6 +45,7 @@ impl Gen {
             self.error.get_or_insert(CompileError::TooLarge);
             return;
         };
+        self.drop_dirty(exit.dead);
         if exit.kind == ExitKind::Indirect {
             // In a locked register, so that flushing cannot disturb it.
             let t = self.reg(inst.ins[0]);

@@ -108,15 +108,30 @@ impl Gen {
         }
     }
 
-    /// Adds the stores of all dirty globals to `stores`; returns their range. For a side exit.
-    pub(super) fn record_dirty(&mut self) -> (u32, u32) {
+    /// Adds the stores of all dirty globals but those in the set `dead` to `stores`; returns their
+    /// range. For a side exit.
+    pub(super) fn record_dirty(&mut self, dead: u64) -> (u32, u32) {
         let first = self.stores.len() as u32;
         for k in 0..self.dirty.len() {
             let (g, i) = self.dirty[k];
+            if g < 64 && dead >> g & 1 != 0 {
+                continue;
+            }
             let src = self.source(i);
             self.stores.push((g, src));
         }
-        (first, self.dirty.len() as u32)
+        (first, self.stores.len() as u32 - first)
+    }
+
+    /// Forgets the deferred writes of the globals in the set `dead`.
+    pub(super) fn drop_dirty(&mut self, dead: u64) {
+        for k in (0..self.dirty.len()).rev() {
+            let (g, i) = self.dirty[k];
+            if g < 64 && dead >> g & 1 != 0 {
+                self.dirty.swap_remove(k);
+                self.release_rep(i);
+            }
+        }
     }
 
     /// Emits stores, correct also where one global's source is another's slot. Of `free` scratch
@@ -188,7 +203,7 @@ impl Gen {
             NOREG => 0,
             r => 1 << r,
         };
-        let (first, count) = self.record_dirty();
+        let (first, count) = self.record_dirty(0);
         self.emit_stores(first, count, tmp);
         self.stores.truncate(first as usize);
         while let Some((g, i)) = self.dirty.pop() {

@@ -639,7 +639,7 @@ impl<'a> Gen<'a> {
         } else {
             ExitKind::Goto { pc: self.rng.pick(self.next), same_page: self.rng.chance(2) }
         };
-        Exit { kind, hint: ExitHint::Jump }
+        Exit::new(kind, ExitHint::Jump)
     }
 
     fn end(&mut self) {
@@ -655,7 +655,7 @@ impl<'a> Gen<'a> {
                 1 => ExitHint::Ret,
                 _ => ExitHint::Call { ret: self.rng.next() >> 16 },
             };
-            self.block.exit(Exit { kind: ExitKind::Indirect, hint }, v);
+            self.block.exit(Exit::new(ExitKind::Indirect, hint), v);
         } else {
             let exit = self.exit_to();
             self.block.exit(exit, Val::NONE);

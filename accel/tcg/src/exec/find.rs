@@ -9,7 +9,7 @@ use crate::x86::Env;
 use crate::x86::exception::Exception;
 use crate::x86::mode::{MMU_KERNEL_SMAP, MMU_USER, Mode};
 use crate::x86::paging::{self, Access};
-use crate::x86::translate::{self, CodeFetch, Limits};
+use crate::x86::translate::{self, CodeFetch, CodeRange, Limits};
 use std::cell::RefCell;
 use tandem_jit::code::{CompileError, Compiler};
 use tandem_jit::ir::{Block, CodePage};
@@ -203,18 +203,8 @@ fn translate_into(
     engine.front = front;
     let end = end.map_err(NoCode::Fault)?;
     // Only pages that bytes were taken from count; a fetch may have looked further.
-    let mut ranges: Vec<Range> = Vec::with_capacity(end.ranges().len());
-    for r in end.ranges() {
-        let (mut at, mut left) = (r.linear, r.len);
-        while left > 0 {
-            let n = left.min((PAGE_MASK + 1 - (at & PAGE_MASK)) as u32);
-            if let Some(p) = pages.iter().find(|p| p.0 == at & !PAGE_MASK) {
-                ranges.push(Range { gpa: p.1 | at & PAGE_MASK, len: n });
-            }
-            at += u64::from(n);
-            left -= n;
-        }
-    }
+    let mut ranges: Vec<Range> = Vec::with_capacity(end.ranges().len() + end.peeked().len());
+    physical_ranges(end.ranges(), pages, &mut ranges);
     let page2 = pages
         .iter()
         .filter(|p| p.0 != first)
@@ -230,6 +220,7 @@ fn translate_into(
         id: key.mode & !Mode::ONE_INSN.bits(),
     });
     log::translated(env, key, pages, &ranges, block);
+    physical_ranges(end.peeked(), pages, &mut ranges);
     engine.passes.run(block, &env.vcpu().target);
     log::optimised(block, &env.vcpu().target);
     let tbs = env.vcpu().tbs.clone();
@@ -246,6 +237,21 @@ fn translate_into(
     log::compiled(&tbs, &compiled);
     let seen: Vec<(u64, u64)> = pages.iter().map(|p| (p.1, p.2)).collect();
     Ok(tbs.insert(key, phys, page2, ranges, end.insns, block, tag, compiled, &seen))
+}
+
+/// Adds to `to` where the pieces `code` lie in physical memory, of those pages that are in `pages`.
+fn physical_ranges(code: &[CodeRange], pages: &[(u64, u64, u64)], to: &mut Vec<Range>) {
+    for r in code {
+        let (mut at, mut left) = (r.linear, r.len);
+        while left > 0 {
+            let n = left.min((PAGE_MASK + 1 - (at & PAGE_MASK)) as u32);
+            if let Some(p) = pages.iter().find(|p| p.0 == at & !PAGE_MASK) {
+                to.push(Range { gpa: p.1 | at & PAGE_MASK, len: n });
+            }
+            at += u64::from(n);
+            left -= n;
+        }
+    }
 }
 
 /// Jump-cache miss in generated code: the checked entry of the block at `pc`, entered into the jump

@@ -39,6 +39,11 @@ impl Default for FlagState {
 }
 
 impl FlagState {
+    /// A description may wait to be stored.
+    pub(super) fn is_pending(&self) -> bool {
+        !self.in_env
+    }
+
     fn provide(&mut self, fl: Val, which: u64) {
         if which & CF != 0 {
             self.cf = fl;

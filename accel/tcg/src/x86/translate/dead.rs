@@ -1,6 +1,13 @@
 //! Looking ahead: flags that are overwritten before anything can see them need no description.
+//!
+//! Two looks: within the block, from each instruction; and behind its direct exits, where the
+//! description would have to be stored. The bytes looked at there are part of what the block
+//! depends on.
 
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use super::{CodeFetch, CodeRange, MAX_RANGES, TbKey};
+use crate::x86::cpu::global;
+use crate::x86::mode::Mode;
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
 
 /// What an instruction does to flags set before it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -13,8 +20,19 @@ enum Effect {
     Sees,
 }
 
-/// Most instructions to look ahead.
+/// Most instructions to look ahead in the block.
 const HORIZON: usize = 6;
+/// Most bytes to look at behind an exit.
+const BEHIND: usize = 32;
+const PAGE: u64 = !0xfff;
+
+/// The globals that describe the flags.
+pub(super) const DESCRIPTION: u64 = 1 << global::CC_OP.0
+    | 1 << global::CC_DST.0
+    | 1 << global::CC_SRC.0
+    | 1 << global::CC_SRC2.0
+    | 1 << global::CC_INC.0
+    | 1 << global::CC_OVER.0;
 
 /// Whether all six flags that `insn` may set are overwritten by the instructions that follow it in
 /// the block, with nothing in between that could see them.
@@ -31,6 +49,57 @@ pub(super) fn flags_dead(insn: &Instruction, rest: &[Instruction]) -> bool {
         }
     }
     false
+}
+
+/// Looks at the code behind exits.
+pub(super) struct Peek<'a> {
+    fetch: &'a mut dyn CodeFetch,
+    key: TbKey,
+    ranges: [CodeRange; MAX_RANGES],
+    count: usize,
+}
+
+impl<'a> Peek<'a> {
+    /// For a block at `key`.
+    pub(super) fn new(fetch: &'a mut dyn CodeFetch, key: TbKey) -> Peek<'a> {
+        Peek { fetch, key, ranges: Default::default(), count: 0 }
+    }
+
+    /// What has been relied on.
+    pub(super) fn ranges(&self) -> ([CodeRange; MAX_RANGES], usize) {
+        (self.ranges, self.count)
+    }
+
+    /// The globals whose content does not matter at `rip`: those that describe the flags, if the
+    /// code there overwrites all flags first thing. Only the block's own page is looked at.
+    pub(super) fn dead_at(&mut self, rip: u64) -> u64 {
+        let linear = self.key.linear(rip);
+        let page = self.key.linear(self.key.rip) & PAGE;
+        // Someone who steps through the code looks at the flags.
+        let watched = Mode::TF | Mode::BREAKPOINTS | Mode::ONE_INSN;
+        if linear & PAGE != page || self.key.mode.intersects(watched) || self.count == MAX_RANGES {
+            return 0;
+        }
+        let mut bytes = [0; BEHIND];
+        let Ok(n) = self.fetch.fetch(linear, &mut bytes) else { return 0 };
+        let bytes = &bytes[..n.min(BEHIND)];
+        let mut decoder = Decoder::with_ip(self.key.code_bits(), bytes, rip, DecoderOptions::NONE);
+        let mut insn = Instruction::default();
+        while decoder.can_decode() {
+            decoder.decode_out(&mut insn);
+            match effect(&insn) {
+                Effect::Kills => {
+                    let len = decoder.position() as u32;
+                    self.ranges[self.count] = CodeRange { linear, len };
+                    self.count += 1;
+                    return DESCRIPTION;
+                }
+                Effect::Passes => {}
+                Effect::Sees => return 0,
+            }
+        }
+        0
+    }
 }
 
 fn effect(insn: &Instruction) -> Effect {

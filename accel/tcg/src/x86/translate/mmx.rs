@@ -35,7 +35,7 @@ pub(super) fn check_pending(t: &mut Translator) {
     let es = t.b.iconst(ES);
     let fl = t.b.flags_of(Op::And, Width::W32, [sw, es, Val::NONE, Val::NONE]);
     let kind = ExitKind::Leave { code: LEAVE_RAISE | u32::from(vector::MF), pc: Some(t.rip) };
-    t.b.brcc(Cond::Ne, fl, Exit { kind, hint: ExitHint::Jump });
+    t.b.brcc(Cond::Ne, fl, Exit::new(kind, ExitHint::Jump));
 }
 
 /// Whether the mode allows MMX; if not, the exception is in the block.

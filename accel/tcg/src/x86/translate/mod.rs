@@ -126,12 +126,20 @@ pub struct TranslateEnd {
     pub insns: u32,
     ranges: [CodeRange; MAX_RANGES],
     nranges: usize,
+    peeked: [CodeRange; MAX_RANGES],
+    npeeked: usize,
 }
 
 impl TranslateEnd {
-    /// The code that the translation depends on, in execution order. Pieces may overlap.
+    /// The code that was translated, in execution order. Pieces may overlap.
     pub fn ranges(&self) -> &[CodeRange] {
         &self.ranges[..self.nranges]
+    }
+
+    /// Code behind the block's exits that the translation depends on too. It is on the same page as
+    /// the block's start.
+    pub fn peeked(&self) -> &[CodeRange] {
+        &self.peeked[..self.npeeked]
     }
 
     /// Adds the instruction at `linear`; false if there is no room for another piece.
@@ -183,7 +191,7 @@ impl FrontEnd {
     ) -> Result<TranslateEnd, Exception> {
         self.source.decode(fetch, key, limits)?;
         block.clear(key.rip, key.mode.mmu_idx());
-        let mut t = Translator::new(block, key);
+        let mut t = Translator::new(block, key, dead::Peek::new(fetch, key));
         let mut end = TranslateEnd::default();
         let insns = self.source.insns();
         for (i, insn) in insns.iter().enumerate() {
@@ -204,6 +212,7 @@ impl FrontEnd {
             }
         }
         t.finish();
+        (end.peeked, end.npeeked) = t.peek.ranges();
         Ok(end)
     }
 }

@@ -153,7 +153,7 @@ pub(super) fn check_aligned(t: &mut Translator, addr: Val, log2: u8) {
     let fl = t.b.flags_of(Op::And, Width::W32, [addr, low, Val::NONE, Val::NONE]);
     let code = LEAVE_RAISE | u32::from(vector::GP);
     let kind = ExitKind::Leave { code, pc: Some(t.rip) };
-    t.b.brcc(Cond::Ne, fl, Exit { kind, hint: ExitHint::Jump });
+    t.b.brcc(Cond::Ne, fl, Exit::new(kind, ExitHint::Jump));
 }
 
 /// Appends the instruction with host pointer `ptr` as its memory operand, and what it writes.

@@ -2,6 +2,7 @@
 
 use super::TbKey;
 use super::cc::FlagState;
+use super::dead::Peek;
 use crate::exec::leave;
 pub use crate::exec::leave::RAISE as LEAVE_RAISE;
 use crate::x86::cpu::global;
@@ -23,10 +24,11 @@ pub struct Translator<'a> {
     key: TbKey,
     ended: bool,
     pub(super) cc: FlagState,
+    pub(super) peek: Peek<'a>,
 }
 
 impl<'a> Translator<'a> {
-    pub(super) fn new(b: &'a mut Block, key: TbKey) -> Translator<'a> {
+    pub(super) fn new(b: &'a mut Block, key: TbKey, peek: Peek<'a>) -> Translator<'a> {
         Translator {
             b,
             mode: key.mode,
@@ -35,6 +37,7 @@ impl<'a> Translator<'a> {
             key,
             ended: false,
             cc: FlagState::default(),
+            peek,
         }
     }
 
@@ -102,12 +105,14 @@ impl<'a> Translator<'a> {
     }
 
     /// The exit to `rip` in the same mode.
-    pub(super) fn exit_to(&self, rip: u64, hint: ExitHint) -> Exit {
+    pub(super) fn exit_to(&mut self, rip: u64, hint: ExitHint) -> Exit {
         if let Some(code) = self.debug_leave() {
-            return Exit { kind: ExitKind::Leave { code, pc: Some(rip) }, hint };
+            return Exit::new(ExitKind::Leave { code, pc: Some(rip) }, hint);
         }
         let page = |rip| self.key.linear(rip) & super::PAGE;
-        Exit { kind: ExitKind::Goto { pc: rip, same_page: page(rip) == page(self.key.rip) }, hint }
+        let same_page = page(rip) == page(self.key.rip);
+        let dead = if self.cc.is_pending() { self.peek.dead_at(rip) } else { 0 };
+        Exit { kind: ExitKind::Goto { pc: rip, same_page }, hint, dead }
     }
 
     /// Ends the block with a jump to `rip`.
@@ -130,7 +135,7 @@ impl<'a> Translator<'a> {
             self.b.call_void(helpers::SET_RIP, &[rip]);
             return self.leave(code, None);
         }
-        self.b.exit(Exit { kind: ExitKind::Indirect, hint }, rip);
+        self.b.exit(Exit::new(ExitKind::Indirect, hint), rip);
         self.ended = true;
     }
 
@@ -153,7 +158,7 @@ impl<'a> Translator<'a> {
     /// RIP.
     pub fn leave(&mut self, code: u32, pc: Option<u64>) {
         let kind = ExitKind::Leave { code, pc };
-        self.b.exit(Exit { kind, hint: ExitHint::Jump }, Val::NONE);
+        self.b.exit(Exit::new(kind, ExitHint::Jump), Val::NONE);
         self.ended = true;
     }
 
