@@ -8,7 +8,7 @@
 use super::alloc::*;
 use super::asm::*;
 use super::frame::*;
-use super::generate::Gen;
+use super::generate::{Gen, Merge};
 use crate::ir::{Cond, Inst, Val, Width};
 use crate::snapshot::FLAGS_MASK;
 
@@ -156,7 +156,10 @@ impl Gen {
     /// `SetCc`.
     pub(super) fn setcc(&mut self, inst: &Inst) {
         let cc = self.condition(inst.ins[0], inst.cond);
-        if let Some(m) = self.merge.filter(|_| self.vals[inst.dst.index()].uses == 1) {
+        // The value to insert into may be read only after this instruction.
+        let there = |m: &Merge| self.vals[self.rep(m.into) as usize].reg != NOREG;
+        let once = self.vals[inst.dst.index()].uses == 1;
+        if let Some(m) = self.merge.filter(|m| once && there(m)) {
             let sa = self.state(m.into);
             let r = self.start_result(inst.dst, Some(m), &sa, 0);
             self.fill_from(r, &sa);
