@@ -76,7 +76,7 @@ impl<'a> Peek<'a> {
         let linear = self.key.linear(rip);
         let page = self.key.linear(self.key.rip) & PAGE;
         // Someone who steps through the code looks at the flags.
-        let watched = Mode::TF | Mode::BREAKPOINTS | Mode::ONE_INSN;
+        let watched = Mode::TF | Mode::BREAKPOINTS | Mode::WATCH | Mode::ONE_INSN;
         if linear & PAGE != page || self.key.mode.intersects(watched) || self.count == MAX_RANGES {
             return 0;
         }
