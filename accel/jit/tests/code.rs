@@ -36,13 +36,8 @@ fn compile(text: &str) -> Vec<String> {
     listing(&*backend, &c, c.linked.0)
 }
 
-#[test]
-#[ignore = "prints code"]
-fn show() {
-    for (name, text) in [
-        (
-            "sum loop",
-            "insn 0x1000 3
+/// `mov rax,[rdi]; add rsi,rax; add rdi,8; cmp rdi,rdx; jne`.
+const SUM_LOOP: &str = "insn 0x1000 3
              v0 = get %rdi
              v1 = ld [v0]
              put %rax, v1
@@ -64,11 +59,10 @@ fn show() {
              put %cc2, v11
              insn 0x100d 2
              brcc.ne f13, goto 0x1000 near
-             exit goto 0x100f near",
-        ),
-        (
-            "push, byte op, indexed store, call",
-            "insn 0x1000 1
+             exit goto 0x100f near";
+
+/// `push rbx` (stack pointer in RBP); `add al,cl`; `mov [rdi+rsi*4+16],esi`; `shr edx,5`.
+const MIXED: &str = "insn 0x1000 1
              v0 = get %rbx
              v1 = get %rbp
              v2 = lea [v1 - 0x8]
@@ -91,12 +85,60 @@ fn show() {
              v12 = const 5
              v13 = shr.w32 v11, v12
              put %rdx, v13
-             exit goto 0x1100 near",
-        ),
-    ] {
-        println!("---- {name}");
+             exit goto 0x1100 near";
+
+fn has(code: &[String], wanted: &[&str]) {
+    let mut rest = code.iter();
+    for w in wanted {
+        assert!(rest.any(|l| l == w), "no {w:?} (in this order) in\n{}", code.join("\n"));
+    }
+}
+
+#[test]
+fn guest_instructions_work_in_their_own_registers() {
+    let code = compile(SUM_LOOP);
+    has(&code, &["mov rax,[rdi+r11]", "add rsi,rax", "add rdi,8"]);
+    // One probe, one request check, what the guest does, and the deferred stores of the exit.
+    let end = code.iter().position(|l| l.starts_with("jmp")).expect("an end");
+    assert!(end <= 18, "{end} instructions:\n{}", code.join("\n"));
+    has(&compile(MIXED), &["mov [r11+r14],rbx", "add al,cl", "shr edx,5"]);
+}
+
+#[test]
+fn flags_stay_in_the_flags_register() {
+    let code = compile(
+        "insn 0x1000 3
+         v0 = get %rax
+         v1 = get %rbx
+         f2 = sub v0, v1
+         v3 = get %rcx
+         v4 = get %rdx
+         v5 = selcc.b f2, v3, v4
+         put %rdx, v5
+         brcc.a f2, goto 0x2000 near
+         exit goto 0x1003 near",
+    );
+    let at = code.iter().position(|l| l == "cmp rax,rbx").expect("a comparison");
+    assert_eq!(code[at + 1], "cmovb rdx,rcx");
+    let branch = &code[at + 2..];
+    assert!(
+        branch
+            .iter()
+            .find(|l| !l.contains("nop") && !l.contains("xchg ax"))
+            .is_some_and(|l| l.starts_with("ja ")),
+        "{}",
+        code.join("\n")
+    );
+}
+
+/// Prints the code; run by hand: `cargo test --test code -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints code"]
+fn show() {
+    for text in [SUM_LOOP, MIXED] {
+        println!("{text}");
         for line in compile(text) {
-            println!("  {line}");
+            println!("    {line}");
         }
     }
 }

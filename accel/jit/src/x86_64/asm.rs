@@ -245,7 +245,7 @@ impl Asm {
     pub(super) fn rebase(&mut self, base: u64) {
         let delta = self.base.wrapping_sub(base) as u32;
         for i in 0..self.outside.len() {
-            let at = self.outside[i] as usize;
+            let at = self.outside[i] as usize & MASK;
             let old = u32::from_le_bytes(self.buf[at..at + 4].try_into().unwrap_or_default());
             self.patch32(at as u32, old.wrapping_add(delta));
         }
@@ -747,3 +747,107 @@ pub(super) const W64: Width = Width::W64;
 pub(super) const CC_B: u8 = 2;
 pub(super) const CC_E: u8 = 4;
 pub(super) const CC_NE: u8 = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
+
+    fn text(emit: impl FnOnce(&mut Asm)) -> String {
+        let mut a = Asm::default();
+        a.start(0x1000);
+        emit(&mut a);
+        a.finish();
+        let mut out = Vec::new();
+        for insn in Decoder::with_ip(64, a.bytes(), 0x1000, DecoderOptions::NONE).iter() {
+            assert!(!insn.is_invalid(), "{:02x?}", a.bytes());
+            let mut s = String::new();
+            NasmFormatter::new().format(&insn, &mut s);
+            out.push(s);
+        }
+        out.join("; ")
+    }
+
+    #[test]
+    fn addressing_modes() {
+        let cases = [
+            (Mem::new(RAX, 0), "[rax]"),
+            (Mem::new(RBP, 0), "[rbp]"),
+            (Mem::new(R13, 0), "[r13]"),
+            (Mem::new(RSP, 0), "[rsp]"),
+            (Mem::new(R12, 8), "[r12+8]"),
+            (Mem::new(R15, -0x1000), "[r15-1000h]"),
+            (Mem::idx(RBX, R14, 3, 127), "[rbx+r14*8+7Fh]"),
+            (Mem::idx(R13, R12, 0, 0), "[r13+r12]"),
+            (Mem::idx(NOREG, R9, 2, 5), "[r9*4+5]"),
+            (Mem::new(NOREG, 0x1234), "[1234h]"),
+        ];
+        for (m, expected) in cases {
+            assert_eq!(text(|a| a.load(W64, R10, m)), format!("mov r10,{expected}"));
+            assert_eq!(text(|a| a.lea(W32, RAX, m)), format!("lea eax,{expected}"));
+        }
+    }
+
+    #[test]
+    fn widths_and_low_bytes() {
+        assert_eq!(text(|a| a.alu_r(Alu::Add, W8, RSI, Rm::R(RDI))), "add sil,dil");
+        assert_eq!(text(|a| a.alu_m(Alu::Xor, W16, Rm::R(R8), RDX)), "xor r8w,dx");
+        assert_eq!(text(|a| a.alu_i(Alu::Cmp, W16, Rm::R(RCX), 0x1234)), "cmp cx,1234h");
+        assert_eq!(text(|a| a.alu_i(Alu::Sub, W64, Rm::R(RBX), -1)), "sub rbx,0FFFFFFFFFFFFFFFFh");
+        assert_eq!(text(|a| a.setcc(CC_E, Rm::R(RBP))), "sete bpl");
+        assert_eq!(text(|a| a.movzx(W8, RAX, Rm::R(RSI))), "movzx eax,sil");
+        assert_eq!(text(|a| a.movsx(W32, true, RAX, Rm::R(R9))), "movsxd rax,r9d");
+        assert_eq!(text(|a| a.movzx_high(RDX, RAX)), "movzx edx,ah");
+        assert_eq!(text(|a| a.mov_high(RBX, RCX)), "mov bh,cl");
+        assert_eq!(text(|a| a.store_i(W16, Mem::new(RAX, 1), -1)), "mov word [rax+1],0FFFFh");
+        assert_eq!(text(|a| a.mov_i(R9, u64::MAX)), "mov r9,0FFFFFFFFFFFFFFFFh");
+        assert_eq!(text(|a| a.mov_i(R9, 1 << 40)), "mov r9,10000000000h");
+        assert_eq!(text(|a| a.mov_i(RCX, 0xffff_ffff)), "mov ecx,0FFFFFFFFh");
+        assert_eq!(text(|a| a.lock_cmpxchg(W8, Mem::new(R14, 0), RSI)), "lock cmpxchg [r14],sil");
+    }
+
+    #[test]
+    fn vex_and_evex() {
+        let m = Mem::new(RSP, 0x100);
+        assert_eq!(text(|a| a.rorx(W64, R15, Rm::R(RDI), 12)), "rorx r15,rdi,0Ch");
+        assert_eq!(text(|a| a.pext(false, W64, R11, R10, m)), "pext r11,r10,[rsp+100h]");
+        assert_eq!(text(|a| a.shiftx(Sh::Sar, W32, RAX, m, R9)), "sarx eax,[rsp+100h],r9d");
+        assert_eq!(text(|a| a.andn(W64, RAX, R8, Rm::R(RCX))), "andn rax,r8,rcx");
+        assert_eq!(text(|a| a.mov_vec(16, true, 9, m)), "movups [rsp+100h],xmm9");
+        assert_eq!(text(|a| a.mov_vec(32, false, 15, m)), "vmovups ymm15,[rsp+100h]");
+        assert_eq!(text(|a| a.mov_vec(64, false, 31, m)), "vmovups zmm31,[rsp+100h]");
+        assert_eq!(text(|a| a.kmovq(true, 7, m)), "kmovq [rsp+100h],k7");
+    }
+
+    #[test]
+    fn branches_and_moving() {
+        let branches = text(|a| {
+            let (l, back) = (a.label(), a.here());
+            a.jcc(CC_NE, l);
+            a.jcc_back(CC_E, back);
+            a.bind(l);
+            a.call_to(0x5000);
+        });
+        assert_eq!(
+            branches,
+            "jne near 0000000000001008h; je short 0000000000001000h; call 0000000000005000h"
+        );
+        let mut a = Asm::default();
+        a.start(0x1000);
+        a.jmp_to(0x5000);
+        a.rebase(0x2000);
+        assert_eq!(a.bytes(), [0xe9, 0xfb, 0x2f, 0, 0]);
+    }
+
+    #[test]
+    fn endless_code_is_harmless() {
+        let mut a = Asm::default();
+        a.start(0x1000);
+        while (a.pos() as usize) < 2 * MASK {
+            a.mov_i(R9, 1 << 40);
+            a.jmp_to(0x1000);
+        }
+        a.rebase(0x9000);
+        assert!(a.bytes().len() > crate::arena::CHUNK);
+    }
+}
