@@ -174,7 +174,7 @@ impl Drop for Runner {
 impl Env {
     /// Runs system code that belongs to no instruction of a block: what it writes over code need not
     /// restart anything.
-    fn between_blocks<R>(&mut self, f: impl FnOnce(&mut Env) -> R) -> R {
+    pub(crate) fn between_blocks<R>(&mut self, f: impl FnOnce(&mut Env) -> R) -> R {
         let before = std::mem::replace(&mut self.core.restarting, 1);
         let r = f(self);
         self.core.restarting = before;

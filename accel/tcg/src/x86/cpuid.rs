@@ -107,6 +107,7 @@ const OWN: &[&str] = &[
     "rdtscp",
     "lm",
     "invtsc",
+    "xsaveerptr",
     "wbnoinvd",
     "lfence-always-serializing",
     "null-sel-clr-base",
@@ -146,8 +147,28 @@ const PASSED_THROUGH: &[&str] = &[
     "misalignsse",
 ];
 
-/// XCR0 bits that the translator keeps: x87, SSE, AVX, PKRU.
-const XCR0: u64 = 0b10_0000_0111;
+/// The same for AVX-512, which needs both of the first two: opmasks are 64 bits wide only with BW.
+const PASSED_THROUGH_512: &[&str] = &[
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512dq",
+    "avx512cd",
+    "avx512ifma",
+    "avx512vbmi",
+    "avx512vbmi2",
+    "avx512vnni",
+    "avx512bitalg",
+    "avx512-vpopcntdq",
+    "avx512-bf16",
+];
+
+/// XCR0 bits that the translator keeps: x87, SSE, PKRU.
+const XCR0: u64 = 0b10_0000_0011;
+/// XCR0 bit of AVX.
+const XCR0_AVX: u64 = 1 << 2;
+/// XCR0 bits of AVX-512.
+const XCR0_AVX512: u64 = 7 << 5;
 
 /// AuthenticAMD: page-table isolation and other work-arounds for Intel's silicon have no use here.
 const VENDOR: Regs = Regs { eax: 0xd, ebx: 0x6874_7541, ecx: 0x444d_4163, edx: 0x6974_6e65 };
@@ -183,9 +204,11 @@ pub fn supported() -> CpuidTable {
     t.set(0, VENDOR);
     // 48 physical and 48 linear address bits.
     t.set(0x8000_0008, Regs { eax: 48 << 8 | 48, ..Regs::default() });
-    let own = OWN.iter().filter_map(|n| feature::find(n));
-    let passed = PASSED_THROUGH.iter().filter_map(|n| feature::find(n)).filter(|&f| host_has(f));
-    for f in own.chain(passed) {
+    let named = |names: &'static [&'static str]| names.iter().filter_map(|n| feature::find(n));
+    let wide = named(&PASSED_THROUGH_512[..2]).all(host_has);
+    let wide: &[_] = if wide { PASSED_THROUGH_512 } else { &[] };
+    let passed = named(PASSED_THROUGH).chain(named(wide)).filter(|&f| host_has(f));
+    for f in named(OWN).chain(passed) {
         let w = f.word;
         let mut r = t.query(w.leaf, w.sub);
         match w.reg {
@@ -199,8 +222,13 @@ pub fn supported() -> CpuidTable {
             _ => t.set(w.leaf, r),
         }
     }
-    let avx = feature::find("avx").is_some_and(|f| FeatureSet::of(&t).has(f));
-    let xcr0 = if avx { XCR0 } else { XCR0 & !4 };
+    let set = FeatureSet::of(&t);
+    let mut xcr0 = XCR0;
+    for (name, bits) in [("avx", XCR0_AVX), ("avx512f", XCR0_AVX512)] {
+        if set.has_name(name) {
+            xcr0 |= bits;
+        }
+    }
     t.set_sub(0xd, 0, Regs { eax: xcr0 as u32, ..Regs::default() });
     t
 }
@@ -211,7 +239,7 @@ mod tests {
 
     #[test]
     fn every_name_is_a_feature() {
-        for n in OWN.iter().chain(PASSED_THROUGH) {
+        for n in OWN.iter().chain(PASSED_THROUGH).chain(PASSED_THROUGH_512) {
             assert!(feature::find(n).is_some(), "{n}");
         }
         let t = supported();

@@ -252,10 +252,12 @@ impl Bench {
 
     /// Loads a state made from the one after RESET.
     pub fn load(&mut self, f: impl FnOnce(&mut X86State)) {
-        let mut s = X86State::default();
-        s.gdtr = TableReg { base: GDT, limit: 0xfff };
-        s.idtr = TableReg { base: IDT, limit: 0xfff };
-        s.rip = 0x7000;
+        let mut s = X86State {
+            gdtr: TableReg { base: GDT, limit: 0xfff },
+            idtr: TableReg { base: IDT, limit: 0xfff },
+            rip: 0x7000,
+            ..X86State::default()
+        };
         s.gpr[4] = 0x8000;
         f(&mut s);
         state::load(self.env(), &s).unwrap();

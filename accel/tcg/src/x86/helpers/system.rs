@@ -2,7 +2,8 @@
 //! documented there.
 //!
 //! Helpers that change RIP write the global; the block leaves through it. A fault leaves the state
-//! as it was before the instruction.
+//! as it was before the instruction. Those that push frames or switch tasks end their block, so what
+//! they write over code need not restart them (`between_blocks`).
 
 use super::raise;
 use crate::x86::bits::{cr4, rflags};
@@ -50,14 +51,18 @@ pub extern "C" fn load_seg(p: *mut Env, index: u64, selector: u64) -> u64 {
 /// Far JMP: selector, offset, operand size in bytes, RIP of the next instruction.
 pub extern "C" fn far_jmp(p: *mut Env, selector: u64, offset: u64, size: u64, next: u64) -> u64 {
     let env = env(p);
-    let r = far::transfer(env, far::Kind::Jump, selector as u16, offset, size as u8, next);
+    let r = env.between_blocks(|env| {
+        far::transfer(env, far::Kind::Jump, selector as u16, offset, size as u8, next)
+    });
     done(env, r)
 }
 
 /// Far CALL.
 pub extern "C" fn far_call(p: *mut Env, selector: u64, offset: u64, size: u64, next: u64) -> u64 {
     let env = env(p);
-    let r = far::transfer(env, far::Kind::Call, selector as u16, offset, size as u8, next);
+    let r = env.between_blocks(|env| {
+        far::transfer(env, far::Kind::Call, selector as u16, offset, size as u8, next)
+    });
     done(env, r)
 }
 
@@ -71,7 +76,7 @@ pub extern "C" fn far_ret(p: *mut Env, size: u64, pop: u64) -> u64 {
 /// IRET: operand size, RIP of the next instruction (what a nested task resumes at).
 pub extern "C" fn iret(p: *mut Env, size: u64, next: u64) -> u64 {
     let env = env(p);
-    let r = iret_mod::iret(env, size as u8, next);
+    let r = env.between_blocks(|env| iret_mod::iret(env, size as u8, next));
     done(env, r)
 }
 
@@ -84,7 +89,9 @@ pub extern "C" fn int_n(p: *mut Env, vector: u64, next_rip: u64, kind: u64) -> u
         2 => Software::Into,
         _ => Software::Int1,
     };
-    let r = delivery::deliver(env, Event::Software { vector: vector as u8, kind, next_rip });
+    let r = env.between_blocks(|env| {
+        delivery::deliver(env, Event::Software { vector: vector as u8, kind, next_rip })
+    });
     done(env, r)
 }
 
@@ -100,7 +107,7 @@ pub extern "C" fn syscall(p: *mut Env, next: u64) -> u64 {
 fn step_after(env: &mut Env, r: Result<(), Exception>) -> u64 {
     if r.is_ok() && env.cpu.eflags & rflags::TF != 0 {
         let e = debug::after_step(&mut env.cpu);
-        interrupt::deliver_late(env, e);
+        env.between_blocks(|env| interrupt::deliver_late(env, e));
     }
     done(env, r)
 }
