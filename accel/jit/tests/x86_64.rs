@@ -230,3 +230,24 @@ fn a_division_trap_in_another_register_leaves_the_registers_alone() {
     assert_eq!(u128::from(m.env().globals[1]), dividend % 0x1000);
     assert_eq!((m.env().globals[0], m.env().globals[2]), (0x1000, 0x102));
 }
+
+#[test]
+fn a_shift_may_replace_its_own_count() {
+    let mut m = machine();
+    let c = m.add(&block(
+        0x1000,
+        "insn 0x1000 3
+         v0 = get %rax
+         v1 = get %rsi
+         f2 = sub v0, v1
+         v3, f4 = shl v0, v1, _, f2
+         put %rsi, v3
+         put %cc, v3
+         brcc.e f4, leave 5
+         exit leave 6",
+    ));
+    m.env().globals[0] = 3;
+    m.env().globals[6] = 5;
+    assert_eq!(m.run(c.checked), 6);
+    assert_eq!((m.env().globals[0], m.env().globals[6], m.env().globals[17]), (3, 96, 96));
+}

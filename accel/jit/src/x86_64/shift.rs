@@ -194,7 +194,9 @@ impl Gen {
             }
             self.lock(RCX);
         }
-        let r = self.result(dst, sa.reg, avoid | 1 << RCX);
+        // The count must survive until it is in RCX.
+        let count_reg = if sc.reg == NOREG || sc.reg == sa.reg { 0 } else { 1 << sc.reg };
+        let r = self.result(dst, sa.reg, avoid | count_reg | 1 << RCX);
         self.fill_from(r, &sa);
         let aside = (!self.is_scratch(RCX)).then(|| self.set_aside(RCX));
         if self.is_scratch(RCX) {
