@@ -6,7 +6,7 @@ use crate::softmmu::PAGE_MASK;
 use crate::softmmu::phys::{self, Ram};
 use crate::tb::TbCache;
 use crate::x86::Env;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use tandem_accel::bus::IoBus;
 use tandem_accel::clock::Clock;
@@ -14,6 +14,9 @@ use tandem_accel::irq::CpuIntc;
 use tandem_accel::vcpu::VcpuSpec;
 use tandem_accel::x86::cpuid::CpuidTable;
 use tandem_jit::target::Target;
+
+/// No page has this address.
+const NO_PAGE: u64 = u64::MAX;
 
 /// Reached from helpers through [`crate::x86::Env::vcpu`].
 pub struct Vcpu {
@@ -45,6 +48,8 @@ pub struct Vcpu {
     pub one_insn: bool,
     /// Come back to the loop after every block.
     pub nochain: bool,
+    /// Guest physical page of the local APIC's registers, or [`NO_PAGE`].
+    apic_page: Cell<u64>,
     /// Translation state.
     pub(super) engine: RefCell<Engine>,
 }
@@ -72,6 +77,7 @@ impl Vcpu {
             clock,
             ram,
             shared,
+            apic_page: Cell::new(NO_PAGE),
             engine: Engine::new(tbs.backend.compiler()),
             tbs,
             target,
@@ -86,11 +92,14 @@ impl Vcpu {
     }
     /// Whether `gpa` is in this vCPU's local APIC page (and the page is in xAPIC mode).
     pub fn is_apic_page(&self, gpa: u64) -> bool {
-        self.intc.as_ref().is_some_and(|i| {
-            let base = i.apic_base();
-            // Bit 11 enables the APIC, bit 10 selects x2APIC (no MMIO).
-            base & 0xc00 == 0x800 && (base ^ gpa) & 0x000f_ffff_ffff_f000 == 0
-        })
+        gpa & !PAGE_MASK == self.apic_page.get()
+    }
+    /// Learns where the local APIC's page is; to be called whenever IA32_APIC_BASE may have changed.
+    pub fn locate_apic(&self) {
+        let base = self.intc.as_ref().map_or(0, |i| i.apic_base());
+        // Bit 11 enables the APIC, bit 10 selects x2APIC (no MMIO).
+        let mapped = base & 0xc00 == 0x800;
+        self.apic_page.set(if mapped { base & 0x000f_ffff_ffff_f000 } else { NO_PAGE });
     }
     /// A load from guest physical memory that is not RAM.
     pub fn mmio_read(&self, gpa: u64, data: &mut [u8]) {

@@ -2,6 +2,7 @@
 
 use crate::softmmu::PAGE_MASK;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use tandem_accel::memory::WriteWatch;
@@ -78,9 +79,9 @@ struct Inner {
     tbs: Vec<Tb>,
     /// Tag of `tbs[0]`: tags are never reused, so that a stale exit reference finds nothing.
     first_tag: u64,
-    pages: HashMap<u64, Page>,
+    pages: WordMap<u64, Page>,
     /// Interned (virtual page, physical page) pairs for the code map; ids start at 1.
-    page_ids: HashMap<(u64, u64), u32>,
+    page_ids: WordMap<(u64, u64), u32>,
 }
 
 /// Statistics of the translator.
@@ -98,13 +99,37 @@ pub struct Counters {
     pub flushes: AtomicU64,
 }
 
+/// A hasher for keys of a few words that the guest has no interest in colliding: it would only slow
+/// itself down.
+#[derive(Default)]
+struct WordHasher(u64);
+
+impl Hasher for WordHasher {
+    fn finish(&self) -> u64 {
+        // The table takes its bucket from the low bits and its tag from the high ones.
+        self.0 ^ self.0 >> 32
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&b| self.write_u64(b.into()));
+    }
+    fn write_u32(&mut self, v: u32) {
+        self.write_u64(v.into());
+    }
+    fn write_u64(&mut self, v: u64) {
+        // Multiplication by 2^64 / golden ratio spreads the bits upwards.
+        self.0 = (self.0.rotate_left(23) ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+type WordMap<K, V> = HashMap<K, V, BuildHasherDefault<WordHasher>>;
+
 /// The table.
 pub struct TbCache {
     /// Runs and links code.
     pub backend: Arc<dyn Backend>,
     /// Statistics.
     pub counters: Counters,
-    table: RwLock<HashMap<(TbKey, u64), Found>>,
+    table: RwLock<WordMap<(TbKey, u64), Found>>,
     inner: Mutex<Inner>,
     /// Called with a physical page that gets its first block, so that vCPUs watch writes to it.
     watch: Box<dyn Fn(u64, bool) + Send + Sync>,

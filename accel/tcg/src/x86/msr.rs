@@ -416,6 +416,7 @@ fn write_apic_base(env: &mut Env, v: u64) -> Result<(), Exception> {
     let reserved = v & (0x2ff | f.phys_reserved | 0xfff << 52) != 0;
     require(f.apic() && !reserved && (!extended || f.x2apic()))?;
     require(env.vcpu().intc.as_ref().is_some_and(|i| i.set_apic_base(v)))?;
+    env.vcpu().locate_apic();
     // The register page may have moved.
     env.flush_everything();
     Ok(())

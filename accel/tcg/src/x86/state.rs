@@ -111,6 +111,7 @@ pub fn load(env: &mut Env, s: &X86State) -> Result<()> {
             log::debug!("IA32_APIC_BASE {base:#x} of a saved state was refused");
         }
     }
+    env.vcpu().locate_apic();
     env.flush_everything();
     env.core.fault = 0;
     env.update_mode();
