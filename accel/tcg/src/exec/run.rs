@@ -168,6 +168,7 @@ unsafe impl Send for Runner {}
 impl Drop for Runner {
     fn drop(&mut self) {
         self.vcpu.bell.disconnect();
+        log::flush();
     }
 }
 
