@@ -97,6 +97,12 @@ fn run(p: &Program, backend: &Arc<dyn Backend>, link: bool) -> Outcome {
         mmio: vec![],
         ram: vec![],
     };
+    if leave == LEAVE_TRAP {
+        // Once an unmasked exception is found before the computation, the processor does not look
+        // for overflow, underflow and inexactness any more (SDM vol. 1 §11.5.2.3); the interpreter,
+        // which computes first with everything masked, has them all.
+        o.mxcsr &= !0x38;
+    }
     o.mmio = std::mem::take(&mut m.world().mmio_log);
     o.ram = std::mem::take(&mut m.world().ram);
     o
