@@ -32,6 +32,12 @@ pub fn choose(config: &VmConfig) -> std::result::Result<Arc<dyn AccelOps>, Failu
     Err(Failure::Accelerator(Error::new(all.join("; "))))
 }
 
+/// Writes out what is still in the execution log's buffer; for the end of the process.
+pub fn finish_log() {
+    #[cfg(feature = "tcg")]
+    tandem_tcg::log::flush();
+}
+
 fn auto(config: &VmConfig) -> std::result::Result<Arc<dyn AccelOps>, Failure> {
     match kvm_for_anything() {
         Ok(accel) => {

@@ -64,6 +64,7 @@ fn run(args: &RunArgs) -> Exit {
     let ended = accel::choose(&config)
         .and_then(|accel| Machine::build(&config, accel))
         .and_then(Machine::run);
+    accel::finish_log();
     match ended {
         Ok(Ending::Exit(exit)) => exit,
         Ok(Ending::Signal(signal)) => signals::die_by(signal),
