@@ -12,6 +12,8 @@ mod every_form;
 #[cfg(target_arch = "x86_64")]
 mod faults;
 #[cfg(target_arch = "x86_64")]
+mod garbage;
+#[cfg(target_arch = "x86_64")]
 mod programs;
 #[cfg(target_arch = "x86_64")]
 mod sequences;

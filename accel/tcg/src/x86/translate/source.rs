@@ -76,7 +76,7 @@ impl Source {
             loop {
                 let left = &bytes[decoder.position()..];
                 decoder.decode_out(&mut self.insns[self.count]);
-                let crosses = match self.settle(fetch, &path, rip, left, &decoder)? {
+                let crosses = match self.settle(fetch, &path, rip, left, have, &decoder)? {
                     Step::Decoded(crosses) => crosses,
                     Step::Refill => continue 'window,
                     Step::Stop => return Ok(()),
@@ -106,13 +106,14 @@ impl Source {
         }
     }
 
-    /// Deals with an instruction that the window, of which `left` was there for it, has cut off.
+    /// Deals with an instruction that the window, of `have` bytes with `left` for it, has cut off.
     fn settle(
         &mut self,
         fetch: &mut dyn CodeFetch,
         path: &Path,
         rip: u64,
         left: &[u8],
+        have: usize,
         decoder: &Decoder,
     ) -> Result<Step, Exception> {
         if decoder.last_error() != DecoderError::NoMoreBytes || left.len() >= LONGEST {
@@ -120,7 +121,8 @@ impl Source {
         }
         let end = path.key.linear(rip.wrapping_add(left.len() as u64));
         if end & !PAGE != 0 {
-            return Ok(Step::Refill);
+            // From its own start the window holds an instruction, if the code goes on.
+            return Ok(if left.len() < have { Step::Refill } else { Step::Decoded(false) });
         }
         // The page's end has cut it short.
         let mut bytes = [0; LONGEST];
