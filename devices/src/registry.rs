@@ -33,6 +33,7 @@ use tandem_accel::bus::IoBus;
 use tandem_accel::clock::Clock;
 use tandem_accel::irq::MsiSink;
 use tandem_accel::memory::GuestMap;
+use tandem_accel::suggest::{closest_or, one_of};
 use tandem_backends::chardev::CharSink;
 
 /// One thing that is wrong with a device on a command line.
@@ -189,7 +190,7 @@ impl PropertyKind {
             }),
             PropertyKind::Choice(words) => match words.iter().find(|w| **w == s) {
                 Some(w) => Ok(Value::Text((*w).into())),
-                None => Err(suggest(s, words)),
+                None => Err(one_of(s, words)),
             },
         }
     }
@@ -261,7 +262,8 @@ impl Backends {
     pub fn chardev(&self, id: &str) -> Result<Arc<dyn CharSink>, DeviceFault> {
         self.chardevs.get(id).cloned().ok_or_else(|| {
             let names: Vec<&str> = self.chardevs.keys().map(String::as_str).collect();
-            DeviceFault::new(format!("there is no character device '{id}'"), suggest(id, &names))
+            let remedy = if names.is_empty() { "make it first".into() } else { one_of(id, &names) };
+            DeviceFault::new(format!("there is no character device '{id}'"), remedy)
         })
     }
 }
@@ -353,7 +355,7 @@ impl DeviceType {
                 let names: Vec<_> = self.properties().map(|p| p.name).collect();
                 faults.push(DeviceFault::new(
                     format!("device '{}' has no property '{name}'", self.name),
-                    suggest_or(name, &names, || {
+                    closest_or(name, &names, || {
                         format!("list its properties with --device {},help", self.name)
                     }),
                 ));
@@ -409,7 +411,7 @@ pub fn find(name: &str) -> Result<&'static DeviceType, DeviceFault> {
         let names: Vec<_> = all.iter().flat_map(|t| [t.name, t.short_name()]).collect();
         DeviceFault::new(
             format!("there is no device '{name}'"),
-            suggest_or(name, &names, || "list the devices with --device help".into()),
+            closest_or(name, &names, || "list the devices with --device help".into()),
         )
     })
 }
@@ -445,38 +447,6 @@ pub fn create(
     let (t, props) = check(name, given)?;
     (t.create)(ctx, &props)
         .map_err(|f| vec![DeviceFault { what: format!("device '{name}': {}", f.what), ..f }])
-}
-
-/// The remedy for a word that is none of `names`: the nearest one, else the list.
-fn suggest(word: &str, names: &[&str]) -> String {
-    suggest_or(word, names, || match names {
-        [] => "make it first".into(),
-        _ => format!("use one of {}", names.join(", ")),
-    })
-}
-
-/// The nearest of `names`, else what `other` says.
-fn suggest_or(word: &str, names: &[&str], other: impl FnOnce() -> String) -> String {
-    names
-        .iter()
-        .map(|n| (distance(&word.to_lowercase(), &n.to_lowercase()), *n))
-        .min()
-        .filter(|(d, n)| *d <= (word.chars().count().max(n.len()) / 3).max(1))
-        .map_or_else(other, |(_, n)| format!("did you mean '{n}'?"))
-}
-
-/// Edit distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut before = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let new = (before + usize::from(x != *y)).min(row[j] + 1).min(row[j + 1] + 1);
-            before = std::mem::replace(&mut row[j + 1], new);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

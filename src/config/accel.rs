@@ -1,8 +1,9 @@
 //! Accelerators and their options, as data.
 
-use super::{Fault, one_of};
+use super::Fault;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use tandem_accel::suggest::one_of;
 
 /// One entry of the accelerator list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,7 +16,7 @@ mod size;
 mod validate;
 
 pub use accel::{Accel, TcgOptions};
-pub use fault::{Fault, one_of};
+pub use fault::Fault;
 pub use size::Size;
 
 use serde::{Deserialize, Serialize};

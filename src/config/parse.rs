@@ -1,8 +1,9 @@
 //! Text of the command line to data. Each function reports what is wrong as faults and goes on, so
 //! that a user sees all of it at once.
 
-use super::{Device, Fault, KernelFormat, LOG_ITEMS, Module, Serial, Smp, one_of};
+use super::{Device, Fault, KernelFormat, LOG_ITEMS, Module, Serial, Smp};
 use std::path::PathBuf;
+use tandem_accel::suggest::one_of;
 
 /// `4` or `cpus=4,sockets=1,cores=2,threads=2`; what is left out is derived (cores first).
 pub fn smp(s: &str, faults: &mut Vec<Fault>) -> Option<Smp> {

@@ -1,12 +1,13 @@
 //! The judgement of a configuration. Changes nothing on the host.
 
-use super::{Accel, Fault, LOG_ITEMS, Serial, VmConfig, one_of};
+use super::{Accel, Fault, LOG_ITEMS, Serial, VmConfig};
 use crate::boot;
 use crate::machine::memmap::{MAX_RAM, MIN_RAM, MemoryMap};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use tandem_accel::suggest::one_of;
 use tandem_accel::x86::model::{ModelSpec, Topology, models};
 use tandem_devices::registry;
 

@@ -25,6 +25,7 @@ pub mod error;
 pub mod irq;
 pub mod memory;
 pub mod ops;
+pub mod suggest;
 pub mod vcpu;
 pub mod x86;
 
