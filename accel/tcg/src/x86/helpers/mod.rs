@@ -89,7 +89,7 @@ macro_rules! helpers {
     };
 }
 
-// Keep one section per engineer's subject, and lines sorted by file.
+// One section per subject, lines sorted by file.
 helpers! {
     // ---- integer front end ----
     RAISE_EXCEPTION = fault::raise_exception, FAULT;
