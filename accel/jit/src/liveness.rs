@@ -131,8 +131,8 @@ impl Liveness {
                 walk.observed[g >> 6] |= 1 << (g & 63);
                 self.pending[g].0 = Val::NONE;
             }
-            Op::Native => {
-                if let Some(n) = block.natives.get(inst.imm as usize) {
+            Op::Native | Op::NativeMem => {
+                if let Some(n) = block.natives.get(inst.native_index()) {
                     self.vector = self.vector.max(VecUse::of(n));
                 }
             }

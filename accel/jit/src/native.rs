@@ -13,7 +13,7 @@ pub const MAX_LEN: usize = 15;
 
 /// The host registers (hardware numbers 0–15) that stand in for the operands of a [`Native`]. A
 /// field that the instruction does not name is not looked at.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NativeRegs {
     /// Holds input `b`.
     pub b: u8,
@@ -25,8 +25,21 @@ pub struct NativeRegs {
     pub dst2: u8,
     /// Base register of the memory operand.
     pub mem: u8,
-    /// Displacement of the memory operand from the base register, in bytes.
+    /// Index register of the memory operand, not RSP; [`NO_INDEX`] for none.
+    pub index: u8,
+    /// log2 of the index's factor.
+    pub scale: u8,
+    /// Displacement of the memory operand, in bytes.
     pub disp: i32,
+}
+
+/// No index register.
+pub const NO_INDEX: u8 = 0xff;
+
+impl Default for NativeRegs {
+    fn default() -> NativeRegs {
+        NativeRegs { b: 0, c: 0, dst: 0, dst2: 0, mem: 0, index: NO_INDEX, scale: 0, disp: 0 }
+    }
 }
 
 /// The bytes of one instruction.
@@ -89,16 +102,19 @@ pub fn encode(native: &Native, regs: &NativeRegs) -> Option<NativeBytes> {
     let reg = field(native.reg, regs, evex)?;
     // `None` is the memory operand.
     let rm = match native.rm {
-        NativeReg::Mem if regs.mem > 15 => return None,
+        NativeReg::Mem if regs.mem > 15 || regs.index == 4 || regs.scale > 3 => return None,
+        NativeReg::Mem if regs.index > 15 && regs.index != NO_INDEX => return None,
         NativeReg::Mem => None,
         other => Some(field(other, regs, evex)?),
     };
     let vvvv = field(native.vvvv, regs, evex)?;
     let rm_num = rm.map_or(regs.mem, |f| f.num);
+    // Bit 3 of the index register: the X bit of all prefixes.
+    let x = if rm.is_none() && regs.index != NO_INDEX { regs.index >> 3 } else { 0 };
     let mut out = NativeBytes::new();
     match native.enc {
-        Encoding::Legacy => legacy_prefixes(&mut out, native, reg, rm, rm_num)?,
-        Encoding::Vex => vex_prefix(&mut out, native, reg.num, rm_num, vvvv.num)?,
+        Encoding::Legacy => legacy_prefixes(&mut out, native, reg, rm, rm_num | x << 4)?,
+        Encoding::Vex => vex_prefix(&mut out, native, reg.num, rm_num | x << 4, vvvv.num)?,
         Encoding::Evex { aaa, z, b } => {
             if aaa > 7 || native.l > 3 || !matches!(native.map, 1 | 2 | 3 | 5 | 6) {
                 return None;
@@ -106,7 +122,7 @@ pub fn encode(native: &Native, regs: &NativeRegs) -> Option<NativeBytes> {
             let bit = |n: u8, at: u8| (!n >> at) & 1;
             out.push(0x62);
             // For a register operand X extends rm to five bits; a base register has four.
-            let x = if rm.is_some() { bit(rm_num, 4) } else { 1 };
+            let x = if rm.is_some() { bit(rm_num, 4) } else { 1 - x };
             out.push(
                 bit(reg.num, 3) << 7
                     | x << 6
@@ -148,7 +164,7 @@ fn legacy_prefixes(
     // An empty REX makes byte registers 4–7 mean SPL–DIL, not AH–BH; it changes nothing else.
     let low_byte = |f: Field| f.gpr && (4..8).contains(&f.num);
     let needed = low_byte(reg) || rm.is_some_and(low_byte);
-    let rex = (native.w as u8) << 3 | (reg.num >> 3) << 2 | rm_num >> 3;
+    let rex = (native.w as u8) << 3 | (reg.num >> 3) << 2 | (rm_num >> 4) << 1 | rm_num >> 3 & 1;
     if rex != 0 || needed {
         out.push(0x40 | rex);
     }
@@ -167,14 +183,14 @@ fn vex_prefix(out: &mut NativeBytes, native: &Native, reg: u8, rm: u8, vvvv: u8)
         return None;
     }
     let r = (!reg >> 3) & 1;
-    let b = (!rm >> 3) & 1;
+    let (b, x) = ((!rm >> 3) & 1, (!rm >> 4) & 1);
     let tail = (!vvvv & 15) << 3 | native.l << 2 | pp(native.prefix)?;
-    if native.map == 1 && !native.w && b == 1 {
+    if native.map == 1 && !native.w && b == 1 && x == 1 {
         out.push(0xc5);
         out.push(r << 7 | tail);
     } else {
         out.push(0xc4);
-        out.push(r << 7 | 1 << 6 | b << 5 | native.map);
+        out.push(r << 7 | x << 6 | b << 5 | native.map);
         out.push((native.w as u8) << 7 | tail);
     }
     Some(())
@@ -191,10 +207,15 @@ fn memory_operand(out: &mut NativeBytes, reg: u8, regs: &NativeRegs, evex: bool)
         Some(_) => 1,
         None => 2,
     };
-    out.push(mode << 6 | (reg & 7) << 3 | base);
-    if base == 4 {
-        // Base 4 (RSP, R12) needs a SIB byte: no index, this base.
-        out.push(0x24);
+    if regs.index != NO_INDEX {
+        out.push(mode << 6 | (reg & 7) << 3 | 4);
+        out.push(regs.scale << 6 | (regs.index & 7) << 3 | base);
+    } else {
+        out.push(mode << 6 | (reg & 7) << 3 | base);
+        if base == 4 {
+            // Base 4 (RSP, R12) needs a SIB byte: no index, this base.
+            out.push(0x24);
+        }
     }
     match (mode, disp8) {
         (0, _) => {}
@@ -241,7 +262,7 @@ mod tests {
     #[test]
     fn legacy_forms() {
         use NativeReg::*;
-        let r = NativeRegs { b: 9, c: 3, dst: 6, dst2: 1, mem: 12, disp: 0 };
+        let r = NativeRegs { b: 9, c: 3, dst: 6, dst2: 1, mem: 12, ..NativeRegs::default() };
         let paddd =
             Native { prefix: 0x66, map: 1, opcode: 0xfe, reg: Vec(3), rm: Vec(12), ..base() };
         assert_eq!(text(&paddd, &r), "paddd xmm3,xmm12");
@@ -272,7 +293,8 @@ mod tests {
     #[test]
     fn vex_forms() {
         use NativeReg::*;
-        let r = NativeRegs { b: 9, c: 3, dst: 6, dst2: 1, mem: 8, disp: 0x40 };
+        let r =
+            NativeRegs { b: 9, c: 3, dst: 6, dst2: 1, mem: 8, disp: 0x40, ..NativeRegs::default() };
         let vaddps = Native {
             enc: Encoding::Vex,
             opcode: 0x58,
@@ -355,6 +377,36 @@ mod tests {
             ..base()
         };
         assert_eq!(text(&bcast, &r), "vpbroadcastq zmm31,r9");
+    }
+
+    #[test]
+    fn index_registers() {
+        use NativeReg::*;
+        let at = |mem, index, scale, disp| NativeRegs {
+            mem,
+            index,
+            scale,
+            disp,
+            ..NativeRegs::default()
+        };
+        let paddd = Native { prefix: 0x66, opcode: 0xfe, reg: Vec(9), rm: Mem, ..base() };
+        assert_eq!(text(&paddd, &at(0, 11, 0, 0)), "paddd xmm9,[rax+r11]");
+        assert_eq!(text(&paddd, &at(13, 1, 3, 0)), "paddd xmm9,[r13+rcx*8]");
+        assert_eq!(text(&paddd, &at(4, 5, 0, -8)), "paddd xmm9,[rsp+rbp-8]");
+        assert_eq!(text(&paddd, &at(12, 15, 2, 0x1000)), "paddd xmm9,[r12+r15*4+1000h]");
+        let vex = Native { enc: Encoding::Vex, l: 1, vvvv: Vec(3), ..paddd };
+        assert_eq!(text(&vex, &at(2, 14, 0, 0x20)), "vpaddd ymm9,ymm3,[rdx+r14+20h]");
+        assert_eq!(text(&vex, &at(10, 6, 1, 0)), "vpaddd ymm9,ymm3,[r10+rsi*2]");
+        let evex = Native {
+            enc: Encoding::Evex { aaa: 1, z: false, b: false },
+            l: 2,
+            reg: Vec(20),
+            vvvv: Vec(3),
+            ..paddd
+        };
+        assert_eq!(text(&evex, &at(8, 9, 3, 0x40)), "vpaddd zmm20{k1},zmm3,[r8+r9*8+40h]");
+        assert_eq!(text(&evex, &at(0, 3, 0, 0)), "vpaddd zmm20{k1},zmm3,[rax+rbx]");
+        assert_eq!(encode(&paddd, &at(0, 4, 0, 0)), None);
     }
 
     #[test]

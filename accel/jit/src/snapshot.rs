@@ -27,7 +27,10 @@ pub(crate) const FLAGS_MASK: u64 = 0x8d5;
 /// Snapshots of the block being compiled.
 #[derive(Default)]
 pub(crate) struct Snapshots {
+    /// Host offset, first entry, guest pc.
     heads: Vec<(u32, u32, u64)>,
+    /// Further host offsets.
+    also: Vec<(SnapId, u32)>,
     entries: Vec<u64>,
     words: Vec<u64>,
 }
@@ -40,6 +43,7 @@ impl Snapshots {
     /// Starts a new block.
     pub(crate) fn clear(&mut self) {
         self.heads.clear();
+        self.also.clear();
         self.entries.clear();
     }
     /// Starts a snapshot at guest `pc`.
@@ -66,21 +70,35 @@ impl Snapshots {
     pub(crate) fn set_host(&mut self, id: SnapId, host: u32) {
         self.heads[id.0 as usize].0 = host;
     }
+    /// Another offset at which the same snapshot is looked up.
+    pub(crate) fn also(&mut self, id: SnapId, host: u32) {
+        self.also.push((id, host));
+    }
     /// The block's table.
     pub(crate) fn finish(&mut self) -> &[u64] {
-        let base = 1 + 2 * self.heads.len() as u32;
+        let n = self.heads.len() + self.also.len();
+        let base = 1 + 2 * n as u32;
         self.words.clear();
-        self.words.push(self.heads.len() as u64);
-        for (i, &(host, first, pc)) in self.heads.iter().enumerate() {
-            let end = self.heads.get(i + 1).map_or(self.entries.len() as u32, |h| h.1);
-            let n = (end - first).min(u16::MAX as u32);
-            // 20 bits of host offset, 28 of entry index, 16 of entry count.
-            let host = (host & 0xf_ffff) as u64;
-            self.words.push(host | ((base + first) as u64) << 20 | (n as u64) << 48);
-            self.words.push(pc);
+        self.words.push(n as u64);
+        for i in 0..self.heads.len() {
+            self.head(i, self.heads[i].0, base);
+        }
+        for i in 0..self.also.len() {
+            let (id, host) = self.also[i];
+            self.head(id.0 as usize, host, base);
         }
         self.words.extend_from_slice(&self.entries);
         &self.words
+    }
+    /// Appends the head of snapshot `i` for host offset `host`.
+    fn head(&mut self, i: usize, host: u32, base: u32) {
+        let (_, first, pc) = self.heads[i];
+        let end = self.heads.get(i + 1).map_or(self.entries.len() as u32, |h| h.1);
+        let n = (end - first).min(u16::MAX as u32);
+        // 20 bits of host offset, 28 of entry index, 16 of entry count.
+        let host = (host & 0xf_ffff) as u64;
+        self.words.push(host | ((base + first) as u64) << 20 | (n as u64) << 48);
+        self.words.push(pc);
     }
 }
 
@@ -120,12 +138,14 @@ mod tests {
         s.push(200, SnapLoc::Flags(0x12345));
         s.set_host(b, 40);
         s.set_host(a, 77);
+        s.also(a, 99);
         let words = s.finish().to_vec();
         let get = |host| {
             let mut v = Vec::new();
             let pc = find(&words, host, |g, l| v.push((g, l)));
             (pc, v)
         };
+        assert_eq!(get(99), get(77));
         assert_eq!(
             get(77),
             (

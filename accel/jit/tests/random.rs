@@ -65,7 +65,7 @@ fn run(p: &Program, backend: &Arc<dyn Backend>, link: bool) -> Outcome {
     for s in 0..4 {
         m.env().scratch[s] = rng.value();
     }
-    for b in &mut m.world().ram {
+    for b in m.world().ram.iter_mut() {
         *b = rng.next() as u8;
     }
     m.env().mxcsr = if rng.chance(4) { 0x1f80 & !(0x80 << rng.below(6)) } else { 0x1f80 };
@@ -104,7 +104,7 @@ fn run(p: &Program, backend: &Arc<dyn Backend>, link: bool) -> Outcome {
         o.mxcsr &= !0x38;
     }
     o.mmio = std::mem::take(&mut m.world().mmio_log);
-    o.ram = std::mem::take(&mut m.world().ram);
+    o.ram = m.world().ram.to_vec();
     o
 }
 

@@ -6,7 +6,7 @@ use crate::x86::Env;
 use crate::x86::exception::Exception;
 use crate::x86::helpers::raise;
 use crate::x86::paging::Access;
-use tandem_jit::ir::{PTR_READ, PTR_WRITE};
+use tandem_jit::ir::{PTR_ALIGNED, PTR_READ, PTR_WRITE};
 use tandem_jit::target::{AccessInfo, Runtime};
 
 /// The entry points as the compiler wants them.
@@ -62,6 +62,9 @@ extern "C" fn ptr(env: *mut Env, addr: u64, info: u32) -> u64 {
 fn pointer(env: &mut Env, addr: u64, info: AccessInfo) -> Result<u64, Exception> {
     let (size, mmu, access) = (info.size() as usize, info.mmu_idx(), info.access());
     let (reads, writes) = (access & PTR_READ != 0, access & PTR_WRITE != 0);
+    if access & PTR_ALIGNED != 0 && addr & (size as u64 - 1) != 0 {
+        return Err(Exception::gp(0));
+    }
     if PAGE_SIZE - (addr & PAGE_MASK) >= size as u64 {
         let mut bar = 0;
         let mut e = None;

@@ -162,7 +162,11 @@ impl<'a> State<'a> {
             }
             Op::Fence => fence(Ordering::SeqCst),
             Op::Call => return self.call(inst),
-            Op::Native => return self.native(code, inst),
+            Op::Native => {
+                let mem = self.val(a);
+                return self.native(code, inst, mem);
+            }
+            Op::NativeMem => return self.native_mem(code, inst),
             Op::BrCc => {
                 if Cond::from_code(inst.cond).holds(self.val(a)) {
                     return Some(self.exit(code, inst));
@@ -205,13 +209,12 @@ impl<'a> State<'a> {
 
     fn address(&self, inst: &Inst) -> u64 {
         let index = self.val(inst.ins[1]) << (inst.aux & 3);
-        self.val(inst.ins[0]).wrapping_add(index).wrapping_add(inst.imm)
+        self.val(inst.ins[0]).wrapping_add(index).wrapping_add(inst.disp() as u64)
     }
 
     fn guest_access(&mut self, code: &Code, inst: &Inst) -> Option<Flow> {
         type Load = extern "C" fn(*mut u8, u64, u32) -> u64;
         type Store = extern "C" fn(*mut u8, u64, u32, u64);
-        type PtrEnd = extern "C" fn(*mut u8);
         let (env, runtime, mmu) = (self.env, &self.target.runtime, code.mmu_idx);
         let w = inst.w;
         let addr = self.address(inst);
@@ -251,32 +254,53 @@ impl<'a> State<'a> {
                     }
                 }
             }
-            Op::Ptr => {
-                let log2 = inst.aux >> 2;
-                let p = match self.probe(mmu, addr, 1 << log2, inst.cond) {
-                    Some(p) => p as u64,
-                    None => {
-                        // SAFETY: `Runtime` says that this address is such a function.
-                        let ptr: Load = unsafe { std::mem::transmute(runtime.ptr) };
-                        let p = ptr(env, addr, AccessInfo::new(log2, mmu, inst.cond).0);
-                        if let leave @ Some(_) = self.check_fault() {
-                            return leave;
-                        }
-                        p
-                    }
-                };
-                self.set(inst.dst, p);
-            }
-            _ => {
-                if self.env_read(self.target.env.bounce.into(), Width::W8) != 0 {
-                    // SAFETY: `Runtime` says that this address is such a function.
-                    let end: PtrEnd = unsafe { std::mem::transmute(runtime.ptr_end) };
-                    end(env);
-                    return self.check_fault();
-                }
-            }
+            Op::Ptr => match self.pointer(mmu, addr, inst.aux >> 2, inst.cond) {
+                Ok(p) => self.set(inst.dst, p),
+                Err(leave) => return Some(leave),
+            },
+            _ => return self.pointer_end(),
         }
         None
+    }
+
+    /// A host pointer to `1 << log2` bytes at `addr`, or where to leave to.
+    fn pointer(&self, mmu: u8, addr: u64, log2: u8, access: u8) -> Result<u64, Flow> {
+        if let Some(p) = self.probe(mmu, addr, 1 << log2, access) {
+            return Ok(p as u64);
+        }
+        // SAFETY: `Runtime` says that this address is such a function.
+        let ptr: extern "C" fn(*mut u8, u64, u32) -> u64 =
+            unsafe { std::mem::transmute(self.target.runtime.ptr) };
+        let p = ptr(self.env, addr, AccessInfo::new(log2, mmu, access).0);
+        match self.check_fault() {
+            Some(leave) => Err(leave),
+            None => Ok(p),
+        }
+    }
+
+    /// Writes a bounced pointer access back, if there is one.
+    fn pointer_end(&self) -> Option<Flow> {
+        if self.env_read(self.target.env.bounce.into(), Width::W8) == 0 {
+            return None;
+        }
+        // SAFETY: `Runtime` says that this address is such a function.
+        let end: extern "C" fn(*mut u8) =
+            unsafe { std::mem::transmute(self.target.runtime.ptr_end) };
+        end(self.env);
+        self.check_fault()
+    }
+
+    fn native_mem(&mut self, code: &Code, inst: &Inst) -> Option<Flow> {
+        let addr = self.address(inst);
+        let mem = match self.pointer(code.mmu_idx, addr, inst.aux >> 2, inst.cond) {
+            Ok(p) => p,
+            Err(leave) => return Some(leave),
+        };
+        let leave = self.native(code, inst, mem);
+        if leave.is_none() && inst.cond & PTR_WRITE != 0 {
+            return self.pointer_end();
+        }
+        leave
     }
 
     fn atomic_rmw(&mut self, inst: &Inst) {
@@ -319,13 +343,14 @@ impl<'a> State<'a> {
         None
     }
 
-    fn native(&mut self, code: &Code, inst: &Inst) -> Option<Flow> {
-        let Some(&(native, Some(thunk))) = code.natives.get(inst.imm as usize) else {
+    /// Executes a pass-through instruction with its memory operand at host address `mem`.
+    fn native(&mut self, code: &Code, inst: &Inst, mem: u64) -> Option<Flow> {
+        let Some(&(native, Some(thunk))) = code.natives.get(inst.native_index()) else {
             return Some(Flow::Leave(LEAVE_ILLEGAL));
         };
         let layout = &self.target.env;
         let guest = self.env_read(layout.mxcsr.into(), Width::W32) as u32;
-        let [mem, b, c, d] = inst.ins.map(|v| self.val(v));
+        let [_, b, c, d] = inst.ins.map(|v| self.val(v));
         let mut args = ThunkArgs {
             mem,
             b,

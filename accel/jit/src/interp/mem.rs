@@ -5,7 +5,7 @@
 //! unaligned ones may tear, as they may on hardware when they cross a cache line.
 
 use super::exec::State;
-use crate::ir::{PTR_READ, PTR_WRITE, Width};
+use crate::ir::{PTR_ALIGNED, PTR_READ, PTR_WRITE, Width};
 use crate::target::MemModel;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
@@ -169,8 +169,13 @@ impl State<'_> {
         let mask = self.env_read(table.mask_off.into(), Width::W64);
         let entry = 8 * (addr >> page_bits & mask);
         // The tag of the last byte against the entry of the first: a page crossing never hits.
-        let last = addr.wrapping_add(u64::from(size) - 1);
-        let tag = last & !((1 << page_bits) - 1);
+        // An aligned access cannot cross; its alignment is part of the tag.
+        let (byte, low) = if access & PTR_ALIGNED != 0 {
+            (addr, u64::from(size) - 1)
+        } else {
+            (addr.wrapping_add(u64::from(size) - 1), 0)
+        };
+        let tag = byte & (!((1 << page_bits) - 1) | low);
         let hit = |tags: u32| self.env_read(u64::from(tags) + entry, Width::W64) == tag;
         if access & PTR_READ != 0 && !hit(table.tag_r) {
             return None;

@@ -17,7 +17,7 @@
 
 use crate::code::CompileError;
 use crate::ir::{Encoding, Native, NativeReg};
-use crate::native::{NativeRegs, encode};
+use crate::native::{NO_INDEX, NativeRegs, encode};
 use crate::target::{Target, VecState};
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -26,7 +26,8 @@ use std::mem::offset_of;
 const POOL_BYTES: usize = 16 << 20;
 
 /// Where thunks find the memory operand, b, c, dst and dst2: RSI, RDX, RCX, RAX, R8.
-const OPERANDS: NativeRegs = NativeRegs { b: RDX, c: RCX, dst: RAX, dst2: R8, mem: RSI, disp: 0 };
+const OPERANDS: NativeRegs =
+    NativeRegs { b: RDX, c: RCX, dst: RAX, dst2: R8, mem: RSI, index: NO_INDEX, scale: 0, disp: 0 };
 const RAX: u8 = 0;
 const RCX: u8 = 1;
 const RDX: u8 = 2;

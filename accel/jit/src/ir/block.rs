@@ -35,6 +35,10 @@ pub const LD_SX32: u8 = 0x80;
 pub const PTR_READ: u8 = 1;
 /// Access bit of [`Op::Ptr`]: the memory is written.
 pub const PTR_WRITE: u8 = 2;
+/// Access bit of [`Op::NativeMem`] (in [`crate::target::AccessInfo`] too): the address must be a
+/// multiple of the size. The runtime's slow path raises the fault; a misaligned address never hits
+/// the TLB.
+pub const PTR_ALIGNED: u8 = 4;
 /// Trap code raised by the division operations.
 pub const TRAP_DIVIDE: u32 = 0;
 
@@ -90,6 +94,22 @@ pub struct Inst {
 }
 
 impl Inst {
+    /// Displacement of the address, for the operations that have one.
+    pub const fn disp(&self) -> i64 {
+        if let Op::NativeMem = self.op { self.imm as i32 as i64 } else { self.imm as i64 }
+    }
+    /// Replaces the displacement; it must fit 32 bits, signed.
+    pub fn set_disp(&mut self, disp: i32) {
+        if self.op == Op::NativeMem {
+            self.imm = self.imm & !0xffff_ffff | u64::from(disp as u32);
+        } else {
+            self.imm = i64::from(disp) as u64;
+        }
+    }
+    /// Index of the pass-through instruction, for [`Op::Native`] and [`Op::NativeMem`].
+    pub const fn native_index(&self) -> usize {
+        if let Op::NativeMem = self.op { (self.imm >> 32) as usize } else { self.imm as usize }
+    }
     /// An instruction without operands.
     pub const fn new(op: Op, w: Width) -> Inst {
         Inst {
@@ -480,6 +500,29 @@ impl Block {
         let imm = self.natives.len() as u64;
         self.natives.push(native);
         self.push(Inst { dst, dst2, fl, ins, imm, ..Inst::new(Op::Native, Width::W64) });
+    }
+    /// Appends `native` to the side table and an [`Op::NativeMem`] of it with `1 << size_log2` bytes
+    /// at `addr`; `access` is [`PTR_READ`], [`PTR_WRITE`], with [`PTR_ALIGNED`] if wanted.
+    pub fn native_mem(
+        &mut self,
+        native: Native,
+        size_log2: u8,
+        addr: Addr,
+        access: u8,
+        dst: Val,
+        fl: Val,
+    ) {
+        let index = self.natives.len() as u64;
+        self.natives.push(native);
+        self.push(Inst {
+            dst,
+            fl,
+            aux: addr.scale | size_log2 << 2,
+            cond: access,
+            ins: [addr.base, addr.index, Val::NONE, Val::NONE],
+            imm: index << 32 | u64::from(addr.disp as u32),
+            ..Inst::new(Op::NativeMem, Width::W64)
+        });
     }
     /// `brcc` to a new exit.
     pub fn brcc(&mut self, cond: Cond, fl: Val, exit: Exit) {

@@ -69,6 +69,7 @@ pub const fn is_pure(op: Op) -> bool {
             | Op::Fence
             | Op::Call
             | Op::Native
+            | Op::NativeMem
             | Op::BrCc
             | Op::Exit
     )

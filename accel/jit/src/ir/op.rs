@@ -369,6 +369,12 @@ ops! {
     /// operand as a host pointer, `b` and `c` = general-register inputs (as its `Native` says),
     /// `dst` = general-register result, `fl` = flags result.
     Native "native" (o o g) (o o o o) FAULT | SIDE;
+    /// `Ptr`, `Native` and, for a store, `PtrEnd` in one: executes a pass-through instruction on
+    /// `1 << (aux >> 2)` bytes of guest memory at a + (b << (aux & 3)) + displacement; `cond` holds
+    /// [`super::PTR_READ`] or [`super::PTR_WRITE`], and [`super::PTR_ALIGNED`]. The upper half of
+    /// `imm` is the number in the block's `natives` table, the lower the displacement. The instruction
+    /// has no general-register input.
+    NativeMem "nativemem" (o n g) (v o n n) FAULT | SIDE;
 
     // ---- control ----
     /// If `cond(a)`: leave through exit `imm` of the block's `exits` table.

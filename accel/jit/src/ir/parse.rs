@@ -6,7 +6,7 @@
 
 use super::block::{
     Block, CodePage, Encoding, Exit, ExitHint, ExitKind, Inst, LD_SX32, LD_SX64, MAX_VALS, Native,
-    NativeReg, PTR_READ, PTR_WRITE, Val,
+    NativeReg, PTR_ALIGNED, PTR_READ, PTR_WRITE, Val,
 };
 use super::op::{Op, Slot, Width};
 use super::print::{address_inputs, cond_name, rmw_name};
@@ -174,9 +174,19 @@ impl<'a> Line<'a> {
             Op::Exit => return self.exit(inst),
             _ => {}
         }
+        let native = if inst.op == Op::NativeMem {
+            let native = self.native()?;
+            self.block.natives.push(native);
+            self.block.natives.len() as u64 - 1
+        } else {
+            0
+        };
         let taken = address_inputs(inst.op);
         if taken != 0 {
             self.address(inst)?;
+        }
+        if inst.op == Op::NativeMem {
+            inst.imm = native << 32 | inst.imm & 0xffff_ffff;
         }
         let more = self.rest.starts_with(['v', 'f', '_']) || (taken != 0 && self.eat(","));
         if more {
@@ -204,7 +214,7 @@ impl<'a> Line<'a> {
                 self.expect("@")?;
                 inst.aux = self.small()?;
             }
-            Op::Ptr => {
+            Op::Ptr | Op::NativeMem => {
                 self.expect("size")?;
                 let size = self.number()?;
                 if !size.is_power_of_two() || size > 64 {
@@ -363,6 +373,10 @@ fn suffix(inst: &mut Inst, part: &str) -> Result<()> {
         "r" if inst.op == Op::Ptr => inst.cond = PTR_READ,
         "w" if inst.op == Op::Ptr => inst.cond = PTR_WRITE,
         "rw" if inst.op == Op::Ptr => inst.cond = PTR_READ | PTR_WRITE,
+        "r" if inst.op == Op::NativeMem => inst.cond = PTR_READ,
+        "w" if inst.op == Op::NativeMem => inst.cond = PTR_WRITE,
+        "ra" if inst.op == Op::NativeMem => inst.cond = PTR_READ | PTR_ALIGNED,
+        "wa" if inst.op == Op::NativeMem => inst.cond = PTR_WRITE | PTR_ALIGNED,
         _ => {
             let found = match inst.op {
                 Op::SetCc | Op::SelCc | Op::BrCc => {

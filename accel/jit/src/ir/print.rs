@@ -19,6 +19,7 @@
 //! v10 = selcc.ne.w32 f3, v0, v1
 //! v11 = call @name v0, v1               ; `@n` by number
 //! native vex.66.0f38.00.w1.l1 reg=v3 rm=mem vvvv=v4 imm=0x12 +vector v8
+//! nativemem.ra legacy.66.0f.fe.w0.l0 reg=v1 rm=mem +vector [v0 + 0x10] size 16   ; `a`: aligned
 //! brcc.b f3, goto 0x401010 near         ; `near`: same page
 //! exit goto 0x401003 call 0x401008      ; or: indirect v2 ret | leave 0x5 pc 0x401003
 //! ```
@@ -27,8 +28,8 @@
 //! order of use is not the order of the table. [`super::parse`] reads all this back.
 
 use super::block::{
-    Block, Encoding, Exit, ExitHint, ExitKind, Inst, LD_SX32, LD_SX64, Native, NativeReg, PTR_READ,
-    PTR_WRITE, Rmw, Val,
+    Block, Encoding, Exit, ExitHint, ExitKind, Inst, LD_SX32, LD_SX64, Native, NativeReg,
+    PTR_ALIGNED, PTR_READ, PTR_WRITE, Rmw, Val,
 };
 use super::op::{Cond, Op, Slot, Width};
 use crate::target::Target;
@@ -85,7 +86,7 @@ pub(super) fn rmw_name(aux: u8) -> Option<&'static str> {
 /// Whether the operation's text form has an address in brackets, and how many inputs that takes.
 pub(super) fn address_inputs(op: Op) -> usize {
     match op {
-        Op::Lea | Op::Ld | Op::St | Op::Ptr => 2,
+        Op::Lea | Op::Ld | Op::St | Op::Ptr | Op::NativeMem => 2,
         Op::LdP | Op::StP => 1,
         _ => 0,
     }
@@ -116,16 +117,16 @@ impl Listing<'_> {
             Op::LdEnv => return write!(f, " [{:#x}]", inst.imm),
             Op::StEnv => write!(f, " [{:#x}],", inst.imm)?,
             Op::Call => write!(f, " {}", self.helper(inst.imm))?,
-            Op::Native => match self.block.natives.get(inst.imm as usize) {
+            Op::Native | Op::NativeMem => match self.block.natives.get(inst.native_index()) {
                 Some(n) => write!(f, " {}", NativeText(n))?,
-                None => write!(f, " ?{}", inst.imm)?,
+                None => write!(f, " ?{}", inst.native_index())?,
             },
             _ => {}
         }
         self.inputs(f, inst)?;
         match inst.op {
             Op::Deposit | Op::Extract => write!(f, " @{}", inst.aux),
-            Op::Ptr => write!(f, " size {}", 1u64 << (inst.aux >> 2).min(63)),
+            Op::Ptr | Op::NativeMem => write!(f, " size {}", 1u64 << (inst.aux >> 2).min(63)),
             Op::BrCc | Op::Exit => self.exit(f, inst, next_exit),
             _ => Ok(()),
         }
@@ -135,13 +136,16 @@ impl Listing<'_> {
         match inst.op {
             Op::SetCc | Op::SelCc | Op::BrCc => write!(f, ".{}", cond_name(inst.cond))?,
             Op::AtomicRmw => write!(f, ".{}", rmw_name(inst.aux).unwrap_or("?"))?,
-            Op::Ptr => {
+            Op::Ptr | Op::NativeMem => {
                 f.write_str(".")?;
                 if inst.cond & PTR_READ != 0 {
                     f.write_str("r")?;
                 }
                 if inst.cond & PTR_WRITE != 0 {
                     f.write_str("w")?;
+                }
+                if inst.cond & PTR_ALIGNED != 0 {
+                    f.write_str("a")?;
                 }
             }
             _ => {}
@@ -234,7 +238,7 @@ fn address(f: &mut fmt::Formatter<'_>, inst: &Inst, inputs: usize) -> fmt::Resul
             write!(f, "<<{}", inst.aux & 3)?;
         }
     }
-    let disp = inst.imm as i64;
+    let disp = inst.disp();
     match disp {
         0 => {}
         d if d < 0 => write!(f, " - {:#x}", d.unsigned_abs())?,

@@ -5,7 +5,9 @@
 //! index (exit, native, global, helper, `Env` offset, MMU table) is in range. A block that passes
 //! can be interpreted or compiled without a bounds error.
 
-use super::block::{Block, ExitKind, Inst, MAX_VALS, NativeReg, PTR_READ, PTR_WRITE, Rmw, Val};
+use super::block::{
+    Block, ExitKind, Inst, MAX_VALS, NativeReg, PTR_ALIGNED, PTR_READ, PTR_WRITE, Rmw, Val,
+};
 use super::op::{Op, Slot, Width};
 use crate::target::{MemModel, Target};
 
@@ -180,6 +182,18 @@ fn immediates(block: &Block, inst: &Inst, target: &Target) -> Result<(), Fault> 
         Op::Native => {
             index(block.natives.len(), "native")?;
             native_operands(block, inst)
+        }
+        Op::NativeMem => {
+            let Some(native) = block.natives.get(inst.native_index()) else {
+                return Err(Fault::Index("native"));
+            };
+            let access = inst.cond & (PTR_READ | PTR_WRITE);
+            require(access == PTR_READ || access == PTR_WRITE, "access")?;
+            require(inst.cond & !(access | PTR_ALIGNED) == 0, "access")?;
+            require(inst.aux >> 2 <= 6, "operand size")?;
+            require(native.rm == NativeReg::Mem && !native.dst_in, "pass-through instruction")?;
+            let general = |r| matches!(r, NativeReg::GprB | NativeReg::GprC | NativeReg::GprDst2);
+            require(!general(native.reg) && !general(native.vvvv), "pass-through instruction")
         }
         Op::BrCc => {
             index(block.exits.len(), "exit")?;

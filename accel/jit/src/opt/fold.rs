@@ -267,7 +267,7 @@ impl Fold<'_> {
                 limit.min(of(0)).saturating_sub(n)
             }
             Op::Clz | Op::Ctz | Op::Popcnt if w >= 32 => 7,
-            Op::Sext | Op::Get | Op::Call | Op::Native | Op::Ptr => 64,
+            Op::Sext | Op::Get | Op::Call | Op::Native | Op::NativeMem | Op::Ptr => 64,
             _ => limit,
         }
     }
@@ -291,6 +291,7 @@ fn read_bits(inst: &Inst, k: usize) -> u32 {
             | Op::ImgFlags
             | Op::Call
             | Op::Native
+            | Op::NativeMem
             | Op::Exit
             | Op::Ld
             | Op::St

@@ -35,7 +35,7 @@ impl Fold<'_> {
             Op::Mul => self.mul(inst),
             Op::Shl | Op::Shr | Op::Sar | Op::Rol | Op::Ror => self.shift(inst),
             Op::Lea => self.lea(inst),
-            Op::Ld | Op::St | Op::Ptr => {
+            Op::Ld | Op::St | Op::Ptr | Op::NativeMem => {
                 self.fold_address(inst);
                 Rewrite::Keep
             }
@@ -268,14 +268,14 @@ impl Fold<'_> {
             Op::Lea if def.ins[0].is_some() => (def.ins[0], def.ins[1], def.aux & 3, def.imm),
             _ => return,
         };
-        let sum = inst.imm.wrapping_add(disp);
-        if i32::try_from(sum as i64).is_err() || (index.is_some() && inst.ins[1].is_some()) {
+        let Ok(sum) = i32::try_from(inst.disp().wrapping_add(disp as i64)) else { return };
+        if index.is_some() && inst.ins[1].is_some() {
             return;
         }
         self.release(base);
         self.retain(source);
         inst.ins[0] = source;
-        inst.imm = sum;
+        inst.set_disp(sum);
         if index.is_some() {
             self.retain(index);
             inst.ins[1] = index;

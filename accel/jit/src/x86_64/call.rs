@@ -153,7 +153,7 @@ impl Gen {
         }
         r
     }
-    fn define_if_some(&mut self, v: Val, r: Reg) {
+    pub(super) fn define_if_some(&mut self, v: Val, r: Reg) {
         if v.is_some() {
             self.define(v, r, zx_of(W64));
         }

@@ -117,6 +117,7 @@ impl Gen {
         self.a.bind(c.entry);
         match c.kind {
             ColdKind::Load { .. } | ColdKind::Store { .. } => self.cold_access(c.kind),
+            ColdKind::NativeMem { .. } => self.cold_native(block, c.kind, c.back),
             ColdKind::PtrEnd { snap } => {
                 let to = self.inner.thunks.ptr_end;
                 self.a.call_to(to);

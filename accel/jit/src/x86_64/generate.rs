@@ -39,6 +39,18 @@ pub(super) enum ColdKind {
     Load { addr: Mem, tmp: Reg, info: u32, dst: Reg, aux: u8, how: How, snap: SnapId },
     /// A store that missed.
     Store { addr: Mem, tmp: Reg, info: u32, value: Opnd, snap: SnapId },
+    /// A pass-through instruction whose memory operand missed: number `native`, to be executed on
+    /// the pointer in `ptr`, with its general result in `dst`. `trap` says that it can trap.
+    NativeMem {
+        addr: Mem,
+        tmp: Reg,
+        info: u32,
+        ptr: Reg,
+        dst: Reg,
+        native: u32,
+        trap: bool,
+        snap: SnapId,
+    },
     /// The end of a bounced pointer access.
     PtrEnd { snap: SnapId },
     /// Vector state is not in registers yet.
@@ -313,6 +325,7 @@ impl Gen {
             Op::Fence => self.a.mfence(),
             Op::Call => self.call(inst),
             Op::Native => self.native(block, inst),
+            Op::NativeMem => self.native_mem(block, inst),
             Op::BrCc => self.brcc(block, inst),
             Op::Exit => self.exit(block, inst),
         }

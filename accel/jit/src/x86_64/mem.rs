@@ -19,17 +19,17 @@ use super::alloc::*;
 use super::asm::*;
 use super::frame::*;
 use super::generate::{Cold, ColdKind, Gen, How, Merge};
-use crate::ir::{Block, Inst, LD_SX32, LD_SX64, PTR_READ, PTR_WRITE, Rmw, Val, Width};
+use crate::ir::{Block, Inst, LD_SX32, LD_SX64, PTR_ALIGNED, PTR_READ, PTR_WRITE, Rmw, Val, Width};
 use crate::liveness::VecUse;
 use crate::target::{AccessInfo, MemModel, TlbLayout};
 
 /// The probe's outcome: host memory operand, and what the cold piece needs.
-struct Access {
-    host: Mem,
-    guest: Mem,
-    tmp: Reg,
-    entry: Label,
-    back: Label,
+pub(super) struct Access {
+    pub host: Mem,
+    pub guest: Mem,
+    pub tmp: Reg,
+    pub entry: Label,
+    pub back: Label,
 }
 
 impl Gen {
@@ -44,7 +44,7 @@ impl Gen {
     }
 
     /// Takes the registers that the access needs, in front of its snapshot: `(i, t)`.
-    fn probe_temps(&mut self, m: Mem) -> (Reg, Reg) {
+    pub(super) fn probe_temps(&mut self, m: Mem) -> (Reg, Reg) {
         match self.inner.shared.target.mem {
             MemModel::Softmmu { .. } => {
                 let i = self.alloc();
@@ -56,8 +56,16 @@ impl Gen {
         }
     }
 
-    /// Emits the probe for `size` bytes at `m`.
-    fn probe(&mut self, mmu_idx: u8, m: Mem, size: u32, write: bool, i: Reg, t: Reg) -> Access {
+    /// Emits the probe for `size` bytes at `m` with the given access bits.
+    pub(super) fn probe(
+        &mut self,
+        mmu_idx: u8,
+        m: Mem,
+        size: u32,
+        access: u8,
+        i: Reg,
+        t: Reg,
+    ) -> Access {
         let (entry, back) = (self.a.label(), self.a.label());
         let Some((tlb, page_bits)) = self.tlb(mmu_idx) else {
             return self.linear(m, i, entry, back);
@@ -86,13 +94,16 @@ impl Gen {
             }
             self.a.alu_r(Alu::And, W64, i, env(tlb.mask_off));
         }
-        if size > 1 {
+        // An aligned access cannot cross a page; its alignment is part of the tag.
+        let aligned = access & PTR_ALIGNED != 0;
+        if size > 1 && !aligned {
             self.a.lea(W64, t, Mem::new(addr, size as i32 - 1));
         } else {
             self.a.mov(t, addr);
         }
-        self.a.alu_i(Alu::And, W64, Rm::R(t), -(1i32 << page_bits));
-        let tag = if write { tlb.tag_w } else { tlb.tag_r };
+        let low = if aligned { size as i32 - 1 } else { 0 };
+        self.a.alu_i(Alu::And, W64, Rm::R(t), -(1i32 << page_bits) | low);
+        let tag = if access & PTR_WRITE != 0 { tlb.tag_w } else { tlb.tag_r };
         self.a.alu_r(Alu::Cmp, W64, t, Mem::idx(RSP, i, 3, FRAME + tag as i32));
         self.a.jcc(CC_NE, entry);
         self.a.load(W64, i, Mem::idx(RSP, i, 3, FRAME + tlb.addend as i32));
@@ -134,7 +145,7 @@ impl Gen {
         Access { host, guest: m, tmp: i, entry, back }
     }
     /// Whether accesses go through the TLB; else a fault comes as a signal at the access itself.
-    fn softmmu(&self) -> bool {
+    pub(super) fn softmmu(&self) -> bool {
         matches!(self.inner.shared.target.mem, MemModel::Softmmu { .. })
     }
 
@@ -156,7 +167,7 @@ impl Gen {
         self.lock(d);
         let snap = self.snapshot();
         let size = inst.w.bytes();
-        let acc = self.probe(block.mmu_idx, m, size, false, i, t);
+        let acc = self.probe(block.mmu_idx, m, size, PTR_READ, i, t);
         if self.softmmu() {
             let info = AccessInfo::new(inst.w as u8, block.mmu_idx, PTR_READ).0;
             let kind = ColdKind::Load {
@@ -192,7 +203,7 @@ impl Gen {
             && self.hint(m.dst) == Some(into.reg)
     }
     /// A register for a loaded value: its hinted pin, else the probe's own temporary.
-    fn load_result(&mut self, dst: Val, i: Reg) -> Reg {
+    pub(super) fn load_result(&mut self, dst: Val, i: Reg) -> Reg {
         if self.wants(dst) {
             if let Some(p) = self.hint(dst) {
                 self.vacate(p);
@@ -239,7 +250,7 @@ impl Gen {
         self.release(c);
         let (i, t) = self.probe_temps(m);
         let snap = self.snapshot();
-        let acc = self.probe(block.mmu_idx, m, inst.w.bytes(), true, i, t);
+        let acc = self.probe(block.mmu_idx, m, inst.w.bytes(), PTR_WRITE, i, t);
         if self.softmmu() {
             let info = AccessInfo::new(inst.w as u8, block.mmu_idx, PTR_WRITE).0;
             let kind = ColdKind::Store { addr: acc.guest, tmp: acc.tmp, info, value, snap };
@@ -259,7 +270,7 @@ impl Gen {
         self.a.bind(acc.back);
     }
     /// The probe needs two registers: if base and index leave only one, their sum takes it.
-    fn narrow_address(&mut self, m: Mem) -> Mem {
+    pub(super) fn narrow_address(&mut self, m: Mem) -> Mem {
         if self.room_for(2) || m.index == NOREG {
             return m;
         }
@@ -288,8 +299,7 @@ impl Gen {
         let d = if i == NOREG { self.alloc() } else { i };
         let snap = self.snapshot();
         let size_log2 = (inst.aux >> 2).min(6);
-        let write = inst.cond & PTR_WRITE != 0;
-        let acc = self.probe(block.mmu_idx, m, 1 << size_log2, write, i, t);
+        let acc = self.probe(block.mmu_idx, m, 1 << size_log2, inst.cond, i, t);
         if self.softmmu() {
             let info = AccessInfo::new(size_log2, block.mmu_idx, inst.cond).0;
             let kind = ColdKind::Load {
@@ -482,19 +492,7 @@ impl Gen {
             | ColdKind::Store { addr, tmp, info, snap, .. } => (addr, tmp, info, snap),
             _ => return,
         };
-        match addr {
-            Mem { base, index: NOREG, disp: 0, .. } if base != NOREG => {
-                self.a.store(W64, frame(ARGS), base);
-            }
-            Mem { base: NOREG, index: NOREG, disp, .. } => {
-                self.a.store_i(W64, frame(ARGS), disp);
-            }
-            m => {
-                self.a.lea(W64, tmp, m);
-                self.a.store(W64, frame(ARGS), tmp);
-            }
-        }
-        self.a.store_i(W32, frame(ARGS + 8), info as i32);
+        self.access_args(addr, tmp, info);
         let th = &self.inner.thunks;
         let to = match kind {
             ColdKind::Store { .. } => th.store,
@@ -533,6 +531,22 @@ impl Gen {
                 }
             }
         }
+    }
+    /// Puts address and description of an access where the slow paths' thunks look for them.
+    pub(super) fn access_args(&mut self, addr: Mem, tmp: Reg, info: u32) {
+        match addr {
+            Mem { base, index: NOREG, disp: 0, .. } if base != NOREG => {
+                self.a.store(W64, frame(ARGS), base);
+            }
+            Mem { base: NOREG, index: NOREG, disp, .. } => {
+                self.a.store_i(W64, frame(ARGS), disp);
+            }
+            m => {
+                self.a.lea(W64, tmp, m);
+                self.a.store(W64, frame(ARGS), tmp);
+            }
+        }
+        self.a.store_i(W32, frame(ARGS + 8), info as i32);
     }
     /// After a call in a block that uses vector registers.
     pub(super) fn reload_vectors(&mut self) {

@@ -33,6 +33,7 @@ mod generate;
 mod globals;
 mod mem;
 mod muldiv;
+mod native;
 mod shift;
 mod thunks;
 mod trap;

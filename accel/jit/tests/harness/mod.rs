@@ -14,7 +14,7 @@ use std::mem::offset_of;
 use std::sync::Arc;
 use tandem_jit::code::{Backend, CodePtr, Compiled, EnvMem};
 use tandem_jit::interp::InterpBackend;
-use tandem_jit::ir::{Block, PTR_WRITE};
+use tandem_jit::ir::{Block, PTR_ALIGNED, PTR_WRITE};
 use tandem_jit::target::*;
 
 pub const PAGE: u64 = 4096;
@@ -56,16 +56,43 @@ pub struct Env {
     tag_w: [u64; TLB],
     addend: [u64; TLB],
     jmp_cache: [[u64; 2]; 1 << JMP_BITS],
-    bounce_buf: [u8; 64],
+    bounce_buf: Line,
     bounce_addr: u64,
     bounce_size: u64,
     bounce_write: u64,
     world: *mut World,
 }
 
+/// 64 bytes, aligned as vector instructions want it.
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+#[derive(Clone, Copy)]
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
+
+/// Guest memory; pages are pages of the host.
+pub struct Ram(Vec<Page>);
+
+impl std::ops::Deref for Ram {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: as in `deref_mut`.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * 4096) }
+    }
+}
+
+impl std::ops::DerefMut for Ram {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let len = self.0.len() * 4096;
+        // SAFETY: pages are plain bytes, one after the other.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) }
+    }
+}
+
 /// What is behind the `Env`: memory, the devices' log, blocks by pc.
 pub struct World {
-    pub ram: Vec<u8>,
+    pub ram: Ram,
     pub mmio_log: Vec<(u64, u8)>,
     pub blocks: HashMap<u64, CodePtr>,
     /// Refills per run; a tiny limit on TLB contents is kept by the table size itself.
@@ -201,7 +228,7 @@ impl Machine {
     pub fn new(backend: Arc<dyn Backend>) -> Machine {
         let env = backend.alloc_env().expect("memory for the Env");
         let world = World {
-            ram: vec![0; (RAM.end - RAM.start) as usize],
+            ram: Ram(vec![Page([0; 4096]); (RAM.end - RAM.start) as usize / 4096]),
             mmio_log: Vec::new(),
             blocks: HashMap::new(),
             fills: 0,
@@ -332,6 +359,11 @@ extern "C" fn rt_store(env: &mut Env, addr: u64, info: u32, value: u64) {
 extern "C" fn rt_ptr(env: &mut Env, addr: u64, info: u32) -> u64 {
     let info = AccessInfo(info);
     let write = info.access() & PTR_WRITE != 0;
+    if info.access() & PTR_ALIGNED != 0 && addr & (u64::from(info.size()) - 1) != 0 {
+        env.fault = 4;
+        env.fault_addr = addr;
+        return 0;
+    }
     if !env.check_all(addr, info.size(), write) {
         return 0;
     }
@@ -341,20 +373,20 @@ extern "C" fn rt_ptr(env: &mut Env, addr: u64, info: u32) -> u64 {
         return env.world().ram.as_mut_ptr() as u64 + (addr - RAM.start);
     }
     for i in 0..info.size() as usize {
-        env.bounce_buf[i] = env.read(addr + i as u64);
+        env.bounce_buf.0[i] = env.read(addr + i as u64);
     }
     if write {
         env.bounce = 1;
         env.bounce_addr = addr;
         env.bounce_size = info.size().into();
     }
-    env.bounce_buf.as_mut_ptr() as u64
+    env.bounce_buf.0.as_mut_ptr() as u64
 }
 
 extern "C" fn rt_ptr_end(env: &mut Env) {
     env.bounce = 0;
     for i in 0..env.bounce_size {
-        let v = env.bounce_buf[i as usize];
+        let v = env.bounce_buf.0[i as usize];
         env.write(env.bounce_addr + i, v);
     }
 }

@@ -684,7 +684,44 @@ impl<'a> Gen<'a> {
         let (x, y) =
             (NativeReg::Vec(self.rng.below(16) as u8), NativeReg::Vec(self.rng.below(16) as u8));
         let (a, b) = (self.val(), self.val());
-        match self.rng.below(8) {
+        match self.rng.below(11) {
+            // movups load, store; addps, mulps, paddd, comiss, cvttss2si from memory
+            8.. => {
+                let addr = self.address();
+                let store = self.rng.chance(3);
+                let fp = |opcode| Native { fp: true, ..form(0, 1, opcode, x, NativeReg::Mem) };
+                let (n, log2) = if store {
+                    (form(0, 1, 0x11, x, NativeReg::Mem), 4)
+                } else {
+                    self.rng.pick(&[
+                        (form(0, 1, 0x10, x, NativeReg::Mem), 4),
+                        (fp(0x58), 4),
+                        (fp(0x59), 4),
+                        (form(0x66, 1, 0xfe, x, NativeReg::Mem), 4),
+                        (Native { sets_flags: true, ..fp(0x2f) }, 2),
+                        (
+                            Native {
+                                fp: true,
+                                ..form(0xf3, 1, 0x2c, NativeReg::GprDst, NativeReg::Mem)
+                            },
+                            2,
+                        ),
+                    ])
+                };
+                // Legacy arithmetic demands alignment of the host, and so of the guest.
+                let aligned = n.opcode >= 0x50 && log2 == 4 || self.rng.chance(4);
+                let access = if store { PTR_WRITE } else { PTR_READ }
+                    | if aligned { PTR_ALIGNED } else { 0 };
+                let dst = if n.opcode == 0x2c { self.block.new_val() } else { N };
+                let fl = if n.sets_flags { self.block.new_val() } else { N };
+                self.block.native_mem(n, log2, addr, access, dst, fl);
+                if dst.is_some() {
+                    self.vals.push(dst);
+                }
+                if fl.is_some() {
+                    self.flags.push((fl, FLAGS));
+                }
+            }
             // paddd, pshufb, pxor, mulps, divps, sqrtpd between registers
             0 | 1 => {
                 let n = self.rng.pick(&[

@@ -5,7 +5,7 @@ use super::native::Regs;
 use std::sync::Arc;
 use tandem_jit::code::{Backend, EnvMem};
 use tandem_jit::interp::InterpBackend;
-use tandem_jit::ir::{Block, PTR_WRITE, Verifier};
+use tandem_jit::ir::{Block, PTR_ALIGNED, PTR_WRITE, Verifier};
 use tandem_jit::opt::Passes;
 use tandem_jit::target::{
     AccessInfo, LEAVE_CHAIN, LEAVE_FAULT, LEAVE_LOOKUP, LEAVE_TRAP, MemModel, Runtime, Target,
@@ -85,6 +85,10 @@ extern "C" fn store(env: *mut Env, addr: u64, info: u32, value: u64) {
 
 extern "C" fn ptr(env: *mut Env, addr: u64, info: u32) -> u64 {
     let info = AccessInfo(info);
+    if info.access() & PTR_ALIGNED != 0 && addr % u64::from(info.size()) != 0 {
+        // SAFETY: generated code's own Env.
+        return helpers::raise(unsafe { &mut *env }, Exception::gp(0));
+    }
     if !is_data(addr, info.size().into()) {
         // SAFETY: generated code's own Env.
         fault(unsafe { &mut *env }, addr, info.access() & PTR_WRITE != 0);

@@ -11,6 +11,7 @@ use iced_x86::{
     OpCodeOperandKind, OpKind, Register, RoundingControl,
 };
 use tandem_jit::target::VecState;
+use tandem_tcg::x86::exception::Exception;
 use tandem_tcg::x86::mode::Mode;
 
 const REPEATS: usize = 12;
@@ -732,8 +733,7 @@ fn misaligned_operands() {
             let mut regs = Regs::default();
             regs.gpr[3] = BASE + 4;
             let got = m.run(bytes, START, USER, &regs);
-            let raise_gp = tandem_tcg::exec::leave::RAISE | 13;
-            let want = if faults { End::Left(raise_gp) } else { End::Done };
+            let want = if faults { End::Fault(Exception::gp(0)) } else { End::Done };
             assert_eq!(got.end, want, "{bytes:02x?}");
             assert_eq!(got.rip, if faults { START } else { START + bytes.len() as u64 });
         }

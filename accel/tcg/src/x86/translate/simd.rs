@@ -18,7 +18,8 @@ use crate::x86::translate::cc::CcOperands;
 use crate::x86::translate::operand::Gpr;
 use iced_x86::{Instruction, OpKind, RoundingControl};
 use tandem_jit::ir::{
-    Cond, Encoding, Exit, ExitHint, ExitKind, NativeReg, Op, PTR_READ, PTR_WRITE, Val, Width,
+    Cond, Encoding, Exit, ExitHint, ExitKind, NativeReg, Op, PTR_ALIGNED, PTR_READ, PTR_WRITE, Val,
+    Width,
 };
 
 /// Translates `insn` if it is a vector instruction.
@@ -136,15 +137,10 @@ fn memory(t: &mut Translator, insn: &Instruction, f: &Form) {
     let access = if f.rm == 0 { PTR_WRITE } else { PTR_READ };
     let log2 = mem_log2(insn);
     let addr = t.mem_addr(insn, 1 << log2, access);
-    if f.aligned {
-        let v = t.b.lea(Width::W64, addr);
-        check_aligned(t, v, log2);
-    }
-    let p = t.b.ptr(log2, addr, access);
-    emit(t, insn, f, p);
-    if access == PTR_WRITE {
-        t.b.ptr_end(p);
-    }
+    let access = if f.aligned { access | PTR_ALIGNED } else { access };
+    let r = results(t, insn, f);
+    t.b.native_mem(f.native, log2, addr, access, r.dst, r.fl);
+    finish(t, r);
 }
 
 /// Raises #GP(0) unless the linear address is a multiple of `1 << log2`.
@@ -156,35 +152,55 @@ pub(super) fn check_aligned(t: &mut Translator, addr: Val, log2: u8) {
     t.b.brcc(Cond::Ne, fl, Exit::new(kind, ExitHint::Jump));
 }
 
-/// Appends the instruction with host pointer `ptr` as its memory operand, and what it writes.
-pub(super) fn emit(t: &mut Translator, insn: &Instruction, f: &Form, ptr: Val) {
-    let fields = [(f.native.reg, f.reg), (f.native.rm, f.rm), (f.native.vvvv, f.vvvv)];
-    let (mut b, mut dst, mut fl) = (Val::NONE, Val::NONE, Val::NONE);
-    let mut written = None;
-    for (field, op) in fields {
-        let gpr = |op: u8| Gpr::of(insn.op_register(op.into()));
-        match field {
-            NativeReg::GprB => b = gpr(op).map_or(Val::NONE, |r| t.gpr64(r.num)),
-            NativeReg::GprDst => {
-                dst = t.b.new_val();
-                written = gpr(op);
-            }
-            _ => {}
+/// What an instruction writes besides vector registers.
+struct Results {
+    /// Value for the general register.
+    dst: Val,
+    gpr: Option<Gpr>,
+    fl: Val,
+}
+
+/// Values for the results of an instruction.
+fn results(t: &mut Translator, insn: &Instruction, f: &Form) -> Results {
+    let mut r = Results { dst: Val::NONE, gpr: None, fl: Val::NONE };
+    for (field, op) in [(f.native.reg, f.reg), (f.native.rm, f.rm), (f.native.vvvv, f.vvvv)] {
+        if field == NativeReg::GprDst {
+            r.dst = t.b.new_val();
+            r.gpr = Gpr::of(insn.op_register(op.into()));
         }
     }
     if f.native.sets_flags {
-        fl = t.b.new_val();
+        r.fl = t.b.new_val();
     }
-    t.b.native(f.native, dst, Val::NONE, fl, [ptr, b, Val::NONE, Val::NONE]);
-    if let Some(r) = written {
+    r
+}
+
+/// Writes the results to the guest's state.
+fn finish(t: &mut Translator, r: Results) {
+    if let Some(g) = r.gpr {
         // The host has cleared the upper half of a 32-bit destination.
-        t.set_gpr64(r.num, dst);
+        t.set_gpr64(g.num, r.dst);
     }
-    if fl.is_some() {
-        let image = t.b.un(Op::FlagsImg, Width::W64, fl);
+    if r.fl.is_some() {
+        let image = t.b.un(Op::FlagsImg, Width::W64, r.fl);
         let o = CcOperands { dst: Val::NONE, src: image, src2: Val::NONE };
-        t.set_flags(CcKind::Eflags, Width::W8, o, fl);
+        t.set_flags(CcKind::Eflags, Width::W8, o, r.fl);
     }
+}
+
+/// Appends the instruction with host pointer `ptr` as its memory operand, if any, and what it
+/// writes.
+pub(super) fn emit(t: &mut Translator, insn: &Instruction, f: &Form, ptr: Val) {
+    let mut b = Val::NONE;
+    for (field, op) in [(f.native.reg, f.reg), (f.native.rm, f.rm), (f.native.vvvv, f.vvvv)] {
+        if field == NativeReg::GprB {
+            let gpr = Gpr::of(insn.op_register(op.into()));
+            b = gpr.map_or(Val::NONE, |r| t.gpr64(r.num));
+        }
+    }
+    let r = results(t, insn, f);
+    t.b.native(f.native, r.dst, Val::NONE, r.fl, [ptr, b, Val::NONE, Val::NONE]);
+    finish(t, r);
 }
 
 /// PCMPESTRI, PCMPESTRM, PCMPISTRI, PCMPISTRM.

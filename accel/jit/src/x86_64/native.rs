@@ -1,0 +1,110 @@
+//! Pass-through instructions with a memory operand in guest memory.
+//!
+//! On a hit the instruction runs right behind the probe, its operand being the probe's. The cold
+//! piece gets a pointer from the runtime and has a copy of the instruction that goes through it; after
+//! a store it writes a bounced access back.
+
+use super::asm::*;
+use super::frame::*;
+use super::generate::{Cold, ColdKind, Gen};
+use crate::code::CompileError;
+use crate::ir::{Block, Inst, NativeReg, PTR_WRITE};
+use crate::native::{NO_INDEX, NativeRegs, encode};
+use crate::target::AccessInfo;
+
+/// The registers of an instruction with memory operand `m` and general result `dst`.
+fn operands(m: Mem, dst: Reg) -> NativeRegs {
+    NativeRegs {
+        mem: m.base,
+        index: if m.index == NOREG { NO_INDEX } else { m.index },
+        scale: m.scale,
+        disp: m.disp,
+        dst: if dst == NOREG { 0 } else { dst },
+        ..NativeRegs::default()
+    }
+}
+
+impl Gen {
+    /// `NativeMem`.
+    pub(super) fn native_mem(&mut self, block: &Block, inst: &Inst) {
+        let Some(native) = block.natives.get(inst.native_index()) else {
+            self.error.get_or_insert(CompileError::TooLarge);
+            return;
+        };
+        let [a, b, ..] = inst.ins;
+        self.clobber();
+        let m = self.address(a, b, inst.aux & 3, inst.disp() as i32);
+        let m = self.narrow_address(m);
+        self.release(a);
+        self.release(b);
+        let (i, t) = self.probe_temps(m);
+        let has_dst = [native.reg, native.vvvv].contains(&NativeReg::GprDst);
+        // The result may replace a register of the address, or the tag: it is written last.
+        let dst = if has_dst { self.load_result(inst.dst, t) } else { NOREG };
+        if has_dst {
+            self.lock(dst);
+        }
+        let snap = self.snapshot();
+        let log2 = (inst.aux >> 2).min(6);
+        let acc = self.probe(block.mmu_idx, m, 1 << log2, inst.cond, i, t);
+        if self.softmmu() {
+            let kind = ColdKind::NativeMem {
+                addr: acc.guest,
+                tmp: acc.tmp,
+                info: AccessInfo::new(log2, block.mmu_idx, inst.cond).0,
+                ptr: i,
+                dst,
+                native: inst.native_index() as u32,
+                trap: native.fp,
+                snap,
+            };
+            self.cold.push(Cold { entry: acc.entry, back: acc.back, kind });
+        } else {
+            self.a.bind(acc.entry);
+        }
+        if native.fp || !self.softmmu() {
+            self.snaps.set_host(snap, self.a.pos());
+        }
+        match encode(native, &operands(acc.host, dst)) {
+            Some(bytes) => self.a.raw(bytes.as_slice()),
+            None => {
+                self.error.get_or_insert(CompileError::TooLarge);
+            }
+        }
+        self.a.bind(acc.back);
+        if has_dst {
+            self.define_if_some(inst.dst, dst);
+        }
+        if native.sets_flags {
+            self.set_flags(inst.fl);
+        }
+    }
+
+    /// The cold piece of [`Gen::native_mem`]; `back` is where it goes on.
+    pub(super) fn cold_native(&mut self, block: &Block, kind: ColdKind, back: Label) {
+        let ColdKind::NativeMem { addr, tmp, info, ptr, dst, native, trap, snap } = kind else {
+            return;
+        };
+        self.access_args(addr, tmp, info);
+        let to = self.inner.thunks.ptr;
+        self.a.call_to(to);
+        self.snaps.also(snap, self.a.pos());
+        self.reload_vectors();
+        self.a.load(W64, ptr, frame(RES));
+        if trap {
+            self.snaps.also(snap, self.a.pos());
+        }
+        let native = &block.natives[native as usize];
+        if let Some(bytes) = encode(native, &operands(Mem::new(ptr, 0), dst)) {
+            self.a.raw(bytes.as_slice());
+        }
+        if AccessInfo(info).access() & PTR_WRITE != 0 {
+            self.a.alu_i(Alu::Cmp, W8, env(self.inner.shared.target.env.bounce), 0);
+            self.a.jcc(CC_E, back);
+            let to = self.inner.thunks.ptr_end;
+            self.a.call_to(to);
+            self.snaps.also(snap, self.a.pos());
+            self.reload_vectors();
+        }
+    }
+}
