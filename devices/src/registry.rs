@@ -34,6 +34,7 @@ use tandem_accel::clock::Clock;
 use tandem_accel::irq::MsiSink;
 use tandem_accel::memory::GuestMap;
 use tandem_accel::suggest::{closest_or, one_of};
+use tandem_backends::block::drive::Drive;
 use tandem_backends::chardev::CharSink;
 
 /// One thing that is wrong with a device on a command line.
@@ -255,6 +256,8 @@ impl Properties {
 pub struct Backends {
     /// Character devices.
     pub chardevs: BTreeMap<String, Arc<dyn CharSink>>,
+    /// Drives.
+    pub drives: BTreeMap<String, Arc<Drive>>,
 }
 
 impl Backends {
@@ -264,6 +267,18 @@ impl Backends {
             let names: Vec<&str> = self.chardevs.keys().map(String::as_str).collect();
             let remedy = if names.is_empty() { "make it first".into() } else { one_of(id, &names) };
             DeviceFault::new(format!("there is no character device '{id}'"), remedy)
+        })
+    }
+
+    /// The drive `id`.
+    pub fn drive(&self, id: &str) -> Result<Arc<Drive>, DeviceFault> {
+        self.drives.get(id).cloned().ok_or_else(|| {
+            let names: Vec<&str> = self.drives.keys().map(String::as_str).collect();
+            let remedy = match names[..] {
+                [] => "make it first with --drive".to_string(),
+                _ => one_of(id, &names),
+            };
+            DeviceFault::new(format!("there is no drive '{id}'"), remedy)
         })
     }
 }

@@ -18,11 +18,13 @@
 //! * Lock order: core → device → queue → notifier (which is lock-free up to the interrupt sink). A
 //!   device may signal from any thread with its own lock held.
 
+pub mod blk;
 pub mod core;
 pub mod device;
 pub mod pci;
 pub mod queue;
 pub mod rng;
+pub mod spans;
 
 pub use self::core::Core;
 pub use device::{Activation, Signaller, VirtioDevice};

@@ -265,6 +265,14 @@ impl DriverQueue {
     pub fn kick(&self) {
         self.io.mmio_write(self.notify, &self.index.to_le_bytes());
     }
+    /// Waits until the last request added is used.
+    pub fn wait(&self) {
+        let start = std::time::Instant::now();
+        while self.used_index() != self.seen.wrapping_add(1) {
+            assert!(start.elapsed().as_secs() < 10, "the request was not used");
+            std::thread::yield_now();
+        }
+    }
     /// Length that the device wrote in the last request.
     pub fn last_len(&self) -> u32 {
         self.last_len
@@ -293,7 +301,7 @@ impl DriverQueue {
         }
         self.add_head(0);
         self.kick();
-        assert_eq!(self.used_index(), self.seen.wrapping_add(1), "the request was not used");
+        self.wait();
         let slot = self.base + 0x2004 + 8 * u64::from(self.seen % self.size);
         assert_eq!(self.get::<u32>(slot), 0);
         self.last_len = self.get(slot + 4);

@@ -213,3 +213,12 @@ impl Drive {
         }
     }
 }
+
+impl Drop for Drive {
+    fn drop(&mut self) {
+        // The way out is as durable as the guest's last flush would have been.
+        if let Err(e) = self.flush() {
+            log::error!("'{}' was not flushed: {}", self.image.path().display(), e.chain());
+        }
+    }
+}
