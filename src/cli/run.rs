@@ -1,7 +1,7 @@
 //! `tandem run`: flags to configuration.
 
 use super::exit;
-use crate::config::{Accel, Fault, LOG_ITEMS, Serial, Size, VmConfig, parse};
+use crate::config::{Accel, Drive, Fault, LOG_ITEMS, Serial, Size, VmConfig, parse};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -50,6 +50,11 @@ pub struct RunArgs {
     /// repeatable for COM1 to COM4 [default: stdio]
     #[arg(long = "serial", value_name = "WHERE", help_heading = "Machine")]
     serials: Vec<String>,
+    /// Disk image: file=PATH[,format=raw|qcow2][,if=virtio|none][,id=ID][,readonly=on]
+    /// [,snapshot=on][,cache=writeback|none|writethrough|directsync|unsafe][,aio=threads|io_uring]
+    /// [,discard=unmap][,detect-zeroes=on|unmap][,throttling.bps-total=N…]; repeatable
+    #[arg(long = "drive", value_name = "DRIVE", help_heading = "Machine")]
+    drives: Vec<String>,
     /// Device NAME[,property=value…]; repeatable; "help" lists the names, "NAME,help" the properties
     #[arg(long = "device", value_name = "DEVICE", help_heading = "Machine")]
     devices: Vec<String>,
@@ -137,6 +142,7 @@ impl RunArgs {
                 })
                 .collect();
         }
+        c.drives = self.drives.iter().filter_map(|d| Drive::parse(d, &mut faults)).collect();
         for d in &self.devices {
             match parse::device(d) {
                 Ok(d) => c.devices.push(d),

@@ -10,12 +10,14 @@
 //! * Text becomes data in [`parse`]; the pieces have the same spelling in every front end.
 
 pub mod accel;
+pub mod drive;
 mod fault;
 pub mod parse;
 mod size;
 mod validate;
 
 pub use accel::{Accel, TcgOptions};
+pub use drive::{Drive, Interface};
 pub use fault::Fault;
 pub use size::Size;
 
@@ -40,6 +42,8 @@ pub struct VmConfig {
     pub boot: Boot,
     /// What COM1… lead to, in order; at most four.
     pub serials: Vec<Serial>,
+    /// Images for disks.
+    pub drives: Vec<Drive>,
     /// Devices beyond the machine's own.
     pub devices: Vec<Device>,
     /// A guest's reset ends the machine instead of restarting it.
@@ -58,6 +62,7 @@ impl Default for VmConfig {
             accel: vec![Accel::Auto],
             boot: Boot::default(),
             serials: vec![Serial::Stdio],
+            drives: Vec::new(),
             devices: Vec::new(),
             no_reboot: false,
             log: Log::default(),

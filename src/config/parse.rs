@@ -99,7 +99,7 @@ pub fn device(s: &str) -> Result<Device, Fault> {
 }
 
 /// Splits at commas; a doubled comma stands for one.
-fn split_commas(s: &str) -> Vec<String> {
+pub fn split_commas(s: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut chars = s.chars().peekable();
     while let Some(c) = chars.next() {

@@ -38,6 +38,7 @@ impl VmConfig {
         let plan = boot::Plan::new(&self.boot, &MemoryMap::new(memory));
         faults.extend(plan.err().into_iter().flatten());
         self.serial_ports(&mut faults);
+        crate::machine::drives::judge(self, &mut faults);
         for d in &self.devices {
             let found = registry::check(&d.driver, &d.props).err();
             faults.extend(found.into_iter().flatten().map(Fault::from));

@@ -18,6 +18,7 @@
 //! ```
 
 mod cpu;
+pub mod drives;
 mod inbox;
 mod main_loop;
 pub mod memmap;

@@ -8,6 +8,7 @@
 
 use super::Failure;
 use super::cpu::Processors;
+use super::drives;
 use super::inbox::Inbox;
 use super::memmap::{ECAM, IOAPIC, MemoryMap, PCI32, PCI64, PCI64_SIZE};
 use crate::config::{Fault, VmConfig};
@@ -213,10 +214,10 @@ impl Q35 {
             memory: memory.clone(),
             power: inbox.clone(),
             pci: Some(root.clone()),
-            backends: Backends::default(),
+            backends: Backends { drives: drives::open_all(config)?, ..Backends::default() },
         };
         let (mut devices, mut faults) = (Vec::new(), Vec::new());
-        for d in &config.devices {
+        for d in drives::devices(config).iter().chain(&config.devices) {
             match registry::create(&context, &d.driver, &d.props) {
                 Ok(device) => devices.push(device),
                 Err(e) => faults.extend(e.into_iter().map(Fault::from)),

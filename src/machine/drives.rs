@@ -1,0 +1,68 @@
+//! The machine's drives, opened, and the devices that `if=` makes for them.
+
+use super::Failure;
+use crate::config::{Device, Fault, Interface, VmConfig};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tandem_accel::suggest::one_of;
+use tandem_backends::block::drive::Drive;
+use tandem_backends::block::open;
+
+/// Opens all drives. Every one that does not open is reported.
+pub fn open_all(config: &VmConfig) -> Result<BTreeMap<String, Arc<Drive>>, Failure> {
+    let (mut drives, mut faults) = (BTreeMap::new(), Vec::new());
+    for (i, d) in config.drives.iter().enumerate() {
+        let mut options = d.options();
+        let mut image = open::open(&d.open_spec());
+        if d.snapshot {
+            image = image.and_then(open::throw_away);
+            // Nobody reads it after a crash.
+            options.cache.no_flush = true;
+        }
+        match image {
+            Ok(image) => drop(drives.insert(d.name(i), Drive::new(image, options))),
+            Err(e) => faults.push(d.fault(&e)),
+        }
+    }
+    if faults.is_empty() { Ok(drives) } else { Err(Failure::Usage(faults)) }
+}
+
+/// The devices of drives that are not left to a `--device`.
+pub fn devices(config: &VmConfig) -> Vec<Device> {
+    let drives = config.drives.iter().enumerate();
+    drives
+        .filter(|(_, d)| d.interface == Interface::Virtio)
+        .map(|(i, d)| Device {
+            driver: "virtio-blk-pci".into(),
+            props: vec![("drive".into(), d.name(i))],
+        })
+        .collect()
+}
+
+/// What is wrong with the drives and the devices' use of them.
+pub fn judge(config: &VmConfig, faults: &mut Vec<Fault>) {
+    let names: Vec<String> = config.drives.iter().enumerate().map(|(i, d)| d.name(i)).collect();
+    for (i, d) in config.drives.iter().enumerate() {
+        d.validate(faults);
+        if names[..i].contains(&names[i]) {
+            let what = format!("two drives are called '{}'", names[i]);
+            faults.push(Fault::new(what, "give each an id of its own"));
+        }
+        let writes = |d: &crate::config::Drive| !d.readonly && !d.snapshot;
+        if config.drives[..i].iter().any(|o| o.file == d.file && (writes(o) || writes(d))) {
+            let what = format!("two drives use '{}'", d.file.display());
+            faults.push(Fault::new(what, "make both readonly=on or snapshot=on"));
+        }
+    }
+    let known: Vec<&str> = names.iter().map(String::as_str).collect();
+    for device in &config.devices {
+        for (_, id) in device.props.iter().filter(|(k, v)| k == "drive" && !known.contains(&&**v)) {
+            let remedy = match known[..] {
+                [] => format!("add --drive id={id},if=none,file=PATH"),
+                _ => one_of(id, &known),
+            };
+            let what = format!("device '{}' names drive '{id}', which is not there", device.driver);
+            faults.push(Fault::new(what, remedy));
+        }
+    }
+}
