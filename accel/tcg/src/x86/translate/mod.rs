@@ -164,6 +164,8 @@ impl TranslateEnd {
 pub const MAX_INSNS: usize = 64;
 /// IR values at which a block ends; the rest of [`tandem_jit::ir::MAX_VALS`] is for one instruction.
 const VALS_FULL: u16 = 3000;
+/// Exits at which a block ends: 256 can be told apart, and one instruction makes few.
+const EXITS_FULL: usize = 200;
 const PAGE: u64 = !0xfff;
 
 /// Byte offset in `Env` of the processor field at `offset` in [`crate::x86::Cpu`].
@@ -207,7 +209,7 @@ impl FrontEnd {
             if rest.is_empty() && !t.ended() && source::makes_shadow(insn) {
                 t.shadow_and_leave(insn.mnemonic() == iced_x86::Mnemonic::Sti);
             }
-            if t.ended() || t.b.nvals >= VALS_FULL {
+            if t.ended() || t.b.nvals >= VALS_FULL || t.b.exits.len() >= EXITS_FULL {
                 break;
             }
         }

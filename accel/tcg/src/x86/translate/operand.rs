@@ -1,12 +1,14 @@
 //! Operands: general registers, immediates, memory.
 
 use super::Translator;
-use crate::x86::cpu::global;
+use crate::x86::cpu::{Cpu, global};
+use crate::x86::exception::vector;
 use crate::x86::helpers;
 use crate::x86::mode::Mode;
 use iced_x86::{Instruction, OpKind, Register};
-use tandem_accel::x86::seg;
-use tandem_jit::ir::{Addr, Global, Op, PTR_READ, Val, Width};
+use std::mem::offset_of;
+use tandem_accel::x86::{Segment, seg};
+use tandem_jit::ir::{Addr, Cond, Exit, ExitHint, ExitKind, Global, Op, PTR_READ, Val, Width};
 
 /// A general register as an operand names it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -228,6 +230,9 @@ impl Translator<'_> {
     fn linear_unaligned(&mut self, segment: usize, o: Offset, size: u32, access: u8) -> Addr {
         if self.mode.contains(Mode::SEGMENTED) {
             let offset = self.offset_value(o);
+            if !self.protected() {
+                return self.limit_checked(segment, offset, size);
+            }
             let what = self.b.iconst((segment as u64) << 8 | access as u64);
             let size = self.b.iconst(size.into());
             let v = self.b.call(helpers::SEG_CHECK, &[what, offset, size]);
@@ -260,6 +265,25 @@ impl Translator<'_> {
                 Addr { base, index, scale: 0, disp: 0 }
             }
         }
+    }
+
+    /// The check of real and virtual-8086 mode, where segments have limits but no types.
+    fn limit_checked(&mut self, segment: usize, offset: Val, size: u32) -> Addr {
+        let n = segment.min(seg::GS);
+        let at = offset_of!(Cpu, seg) + n * size_of::<Segment>() + offset_of!(Segment, limit);
+        let limit = self.b.ldenv(Width::W32, super::cpu_field(at));
+        let last = Addr::disp(offset, size.saturating_sub(1) as i32);
+        let last = self.b.lea(Width::W64, last);
+        let fl = self.b.flags_of(Op::Sub, Width::W64, [limit, last, Val::NONE, Val::NONE]);
+        let raised = if n == seg::SS { vector::SS } else { vector::GP };
+        let kind = ExitKind::Leave {
+            code: super::translator::LEAVE_RAISE | u32::from(raised),
+            pc: Some(self.rip),
+        };
+        self.b.brcc(Cond::B, fl, Exit::new(kind, ExitHint::Jump));
+        let base = self.seg_base(n);
+        let addr = Addr { base, index: offset, scale: 0, disp: 0 };
+        Addr::base(self.b.lea(Width::W32, addr))
     }
 
     /// An offset in a segment whose base is 0, in 64-bit code.

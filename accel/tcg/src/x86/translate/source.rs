@@ -210,8 +210,6 @@ fn ends_block(insn: &Instruction) -> bool {
             | Lidt
             | Lldt
             | Ltr
-            | Swapgs
-            | Cli
     ) || insn.mnemonic() == Mov && writes_control(insn)
 }
 

@@ -3,9 +3,13 @@
 use super::Translator;
 use super::mov::{after_segment, selector, set_segment};
 use super::operand::{Gpr, Offset, seg_num};
+use crate::x86::bits::rflags;
+use crate::x86::cpu::{Cpu, global};
+use crate::x86::flags;
 use crate::x86::helpers;
 use crate::x86::mode::Mode;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use std::mem::offset_of;
 use tandem_accel::x86::{gpr, seg};
 use tandem_jit::ir::{Addr, Op, PTR_READ, PTR_WRITE, Val, Width};
 
@@ -146,8 +150,23 @@ pub(super) fn popa(t: &mut Translator, insn: &Instruction) {
 /// PUSHF.
 pub(super) fn pushf(t: &mut Translator, insn: &Instruction) {
     let w = stack_operand(insn);
-    let size = t.b.iconst(w.bytes().into());
-    let v = t.b.call(helpers::PUSHF, &[size]);
+    if t.mode.contains(Mode::VM86) {
+        let size = t.b.iconst(w.bytes().into());
+        let v = t.b.call(helpers::PUSHF, &[size]);
+        return t.push(w, v);
+    }
+    let arith = t.flags_image();
+    // All ones when DF is set, 1 when it is clear.
+    let df = t.b.get(global::DF);
+    let mask = t.b.iconst(rflags::DF);
+    let df = t.b.bin(Op::And, Width::W32, df, mask);
+    let v = t.b.bin(Op::Or, Width::W32, arith, df);
+    let system = t.b.ldenv(Width::W64, super::cpu_field(offset_of!(Cpu, eflags)));
+    let mask = t.b.iconst(flags::SYSTEM & !(rflags::RF | rflags::VM));
+    let system = t.b.bin(Op::And, Width::W32, system, mask);
+    let v = t.b.bin(Op::Or, Width::W32, v, system);
+    let one = t.b.iconst(rflags::ONE);
+    let v = t.b.bin(Op::Or, Width::W32, v, one);
     t.push(w, v);
 }
 

@@ -3,13 +3,13 @@
 use super::Translator;
 use super::mov::selector;
 use super::operand::Gpr;
-use crate::x86::bits::rflags::ZF;
+use crate::x86::bits::rflags::{self, ZF};
 use crate::x86::cpu::{Cpu, global};
 use crate::x86::helpers;
 use crate::x86::mode::Mode;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use std::mem::offset_of;
-use tandem_accel::x86::seg;
+use tandem_accel::x86::{Segment, seg};
 use tandem_jit::ir::{Addr, Cond, ExitHint, Op, PTR_READ, PTR_WRITE, Val, Width};
 
 const N: Val = Val::NONE;
@@ -79,9 +79,7 @@ pub(super) fn simple(t: &mut Translator, insn: &Instruction) -> bool {
                 t.leave_next(crate::exec::leave::HALT);
             }
         }
-        Cli => {
-            t.b.call_void(helpers::CLI, &[]);
-        }
+        Cli => cli(t),
         Sti => {
             t.b.call_void(helpers::STI, &[]);
         }
@@ -133,7 +131,7 @@ pub(super) fn simple(t: &mut Translator, insn: &Instruction) -> bool {
             if !t.code64() {
                 t.ud();
             } else if !t.not_cpl0() {
-                t.b.call_void(helpers::SWAPGS, &[]);
+                swapgs(t);
             }
         }
         Xgetbv => {
@@ -179,6 +177,31 @@ pub(super) fn simple(t: &mut Translator, insn: &Instruction) -> bool {
         _ => return false,
     }
     true
+}
+
+/// CLI.
+fn cli(t: &mut Translator) {
+    if !t.mode.contains(Mode::IOPL_OK) {
+        t.b.call_void(helpers::CLI, &[]);
+        return;
+    }
+    let at = super::cpu_field(offset_of!(Cpu, eflags));
+    let v = t.b.ldenv(Width::W64, at);
+    let mask = t.b.iconst(!rflags::IF);
+    let v = t.b.bin(Op::And, Width::W64, v, mask);
+    t.b.stenv(Width::W64, at, v);
+}
+
+/// SWAPGS, privilege checked.
+fn swapgs(t: &mut Translator) {
+    let kernel = offset_of!(Cpu, msrs) + offset_of!(crate::x86::msr::Msrs, kernel_gs_base);
+    let kernel = super::cpu_field(kernel);
+    let hidden = offset_of!(Cpu, seg) + seg::GS * size_of::<Segment>() + offset_of!(Segment, base);
+    let old = t.seg_base(seg::GS);
+    let new = t.b.ldenv(Width::W64, kernel);
+    t.b.stenv(Width::W64, kernel, old);
+    t.b.stenv(Width::W64, super::cpu_field(hidden), new);
+    t.b.put(global::GS_BASE, new);
 }
 
 /// Splits `v` over EDX:EAX.
