@@ -96,6 +96,10 @@ impl Runner {
         if let Some(from) = from.filter(|_| !one && !vcpu.leaves_always()) {
             vcpu.tbs.link(from, found);
         }
+        if !one && !vcpu.leaves_always() {
+            // The entry for this pc may be of another mode, which would come back here each time.
+            env.enter_jump_cache(rip, found.checked.0);
+        }
         log::enter(env, &found);
         // SAFETY: `mem` was made by this back end; the code came from its compiler and cannot be
         // reset while we hold the running guard.
