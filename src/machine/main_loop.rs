@@ -4,8 +4,8 @@
 use super::inbox::Inbox;
 use super::ports::SerialPort;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tandem_accel::clock::Clock;
 use tandem_accel::{Error, Result};
@@ -84,51 +84,41 @@ impl MutEventSubscriber for Signals {
     }
 }
 
-/// The virtual clock's timers on a host timer.
+/// The virtual clock's timers on a host timer, which whoever arms one sets directly.
 struct Timers {
     clock: Arc<Clock>,
-    timer: TimerFd,
-    /// Written by the clock when the earliest deadline may have changed.
-    changed: Arc<EventFd>,
+    timer: Arc<Mutex<TimerFd>>,
 }
 
 impl Timers {
     fn new(clock: &Arc<Clock>) -> std::io::Result<Timers> {
-        let changed = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        let waker = changed.clone();
-        // The clock calls this under its lock, so the deadline is read later, by the loop.
-        clock.set_waker(move || {
-            let _ = waker.write(1);
+        let timer = Arc::new(Mutex::new(TimerFd::new()?));
+        let host = timer.clone();
+        clock.set_waker(move |wait| {
+            let mut host = host.lock().unwrap_or_else(PoisonError::into_inner);
+            let set = match wait {
+                // Zero would disarm the timer.
+                Some(ns) => host.reset(Duration::from_nanos(ns.max(1)), None),
+                None => host.clear(),
+            };
+            if let Err(e) = set {
+                log::error!("the main loop cannot set its timer: {e}");
+            }
         });
-        let timer = TimerFd::new()?;
-        Ok(Timers { clock: clock.clone(), timer, changed })
+        Ok(Timers { clock: clock.clone(), timer })
     }
 
-    fn serve(&mut self) {
-        self.clock.run_expired();
-        let armed = match self.clock.time_to_deadline() {
-            // Zero would disarm the timer.
-            Some(ns) => self.timer.reset(Duration::from_nanos(ns.max(1)), None),
-            None => self.timer.clear(),
-        };
-        if let Err(e) = armed {
-            log::error!("the main loop cannot set its timer: {e}");
-        }
+    fn fd(&self) -> RawFd {
+        self.timer.lock().unwrap_or_else(PoisonError::into_inner).as_raw_fd()
     }
 }
 
 impl MutEventSubscriber for Timers {
-    fn process(&mut self, events: Events, _: &mut EventOps) {
-        if events.fd() == self.changed.as_raw_fd() {
-            let _ = self.changed.read();
-        }
-        // Setting the timer anew also takes its expiry; reading it could block, if both
-        // descriptors were ready and the other's turn has set it already.
-        self.serve();
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        // It ends by setting the timer anew, which takes its expiry.
+        self.clock.run_expired();
     }
     fn init(&mut self, ops: &mut EventOps) {
-        watch(ops, &*self.changed);
-        watch(ops, &self.timer);
-        self.serve();
+        watch(ops, &self.fd());
     }
 }

@@ -8,6 +8,7 @@
 //! vCPU loop in deterministic mode). Callbacks run without the clock's lock, so they may arm timers.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use std::time::Instant;
 pub const NANOS_PER_SEC: u64 = 1_000_000_000;
 
 type Callback = Arc<dyn Fn() + Send + Sync>;
-type Waker = Box<dyn Fn() + Send + Sync>;
+type Waker = Box<dyn Fn(Option<u64>) + Send + Sync>;
 type Observer = Arc<dyn Fn(bool) + Send + Sync>;
 
 struct Queue {
@@ -25,17 +26,20 @@ struct Queue {
     waker: Option<Waker>,
 }
 
-#[derive(Clone, Copy)]
-enum Run {
-    /// Running: guest time = elapsed since `origin` + `offset`.
-    Running { origin: Instant, offset: u64 },
-    /// Standing still at this time.
-    Paused(u64),
-}
+/// Marks [`Clock::standing`] while time runs.
+const RUNNING: u64 = u64::MAX;
 
 /// The virtual clock.
 pub struct Clock {
-    run: Mutex<Run>,
+    /// What host time is counted from.
+    origin: Instant,
+    /// Guest time while it stands still, else [`RUNNING`].
+    standing: AtomicU64,
+    /// While time runs, guest time is host nanoseconds since `origin` plus this (wrapping). Written
+    /// before `standing` says so; so a reader needs no lock.
+    offset: AtomicU64,
+    /// Held by whoever starts, stops or sets time.
+    change: Mutex<()>,
     queue: Mutex<Queue>,
     observers: Mutex<Vec<Observer>>,
 }
@@ -44,42 +48,56 @@ impl Clock {
     /// A clock that stands still at 0.
     pub fn new() -> Arc<Clock> {
         Arc::new(Clock {
-            run: Mutex::new(Run::Paused(0)),
+            origin: Instant::now(),
+            standing: AtomicU64::new(0),
+            offset: AtomicU64::new(0),
+            change: Mutex::default(),
             queue: Mutex::new(Queue { armed: BTreeMap::new(), next_id: 0, waker: None }),
             observers: Mutex::default(),
         })
     }
 
+    fn host(&self) -> u64 {
+        self.origin.elapsed().as_nanos() as u64
+    }
+
     /// Guest time in nanoseconds.
     pub fn now(&self) -> u64 {
-        match *self.run.lock().unwrap() {
-            Run::Running { origin, offset } => origin.elapsed().as_nanos() as u64 + offset,
-            Run::Paused(t) => t,
+        match self.standing.load(Ordering::Acquire) {
+            RUNNING => self.host().wrapping_add(self.offset.load(Ordering::Acquire)),
+            t => t,
         }
+    }
+
+    fn run_from(&self, t: u64) {
+        self.offset.store(t.wrapping_sub(self.host()), Ordering::Release);
+        self.standing.store(RUNNING, Ordering::Release);
     }
 
     /// Lets time run (no effect if it does).
     pub fn resume(&self) {
         let was_paused = {
-            let mut run = self.run.lock().unwrap();
-            let paused = *run;
-            if let Run::Paused(t) = paused {
-                *run = Run::Running { origin: Instant::now(), offset: t };
+            let _change = self.change.lock().unwrap();
+            let t = self.standing.load(Ordering::Acquire);
+            if t != RUNNING {
+                self.run_from(t);
             }
-            matches!(paused, Run::Paused(_))
+            t != RUNNING
         };
         if was_paused {
             self.tell(true);
         }
-        self.wake();
+        self.wake(&self.queue.lock().unwrap());
     }
 
     /// Stops time (no effect if it stands).
     pub fn pause(&self) {
         {
-            let mut run = self.run.lock().unwrap();
-            let Run::Running { origin, offset } = *run else { return };
-            *run = Run::Paused(origin.elapsed().as_nanos() as u64 + offset);
+            let _change = self.change.lock().unwrap();
+            if self.is_paused() {
+                return;
+            }
+            self.standing.store(self.now(), Ordering::Release);
         }
         self.tell(false);
     }
@@ -100,27 +118,31 @@ impl Clock {
 
     /// Whether time stands still.
     pub fn is_paused(&self) -> bool {
-        matches!(*self.run.lock().unwrap(), Run::Paused(_))
+        self.standing.load(Ordering::Acquire) != RUNNING
     }
 
     /// Sets guest time; for restoring a snapshot, while paused.
     pub fn set(&self, ns: u64) {
-        let mut run = self.run.lock().unwrap();
-        *run = match *run {
-            Run::Running { .. } => Run::Running { origin: Instant::now(), offset: ns },
-            Run::Paused(_) => Run::Paused(ns),
-        };
+        let _change = self.change.lock().unwrap();
+        match self.is_paused() {
+            true => self.standing.store(ns, Ordering::Release),
+            false => self.run_from(ns),
+        }
     }
 
-    /// Installs what is called when the earliest deadline may have changed (from any thread, so
-    /// that a sleeping main loop recomputes its time-out).
-    pub fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {
-        self.queue.lock().unwrap().waker = Some(Box::new(waker));
+    /// Installs what is called when the earliest deadline may have changed: from any thread, with
+    /// the nanoseconds of host time until [`Clock::run_expired`] must be called (`None`: not until
+    /// the next such call). It must not touch the clock or its timers.
+    pub fn set_waker(&self, waker: impl Fn(Option<u64>) + Send + Sync + 'static) {
+        let mut q = self.queue.lock().unwrap();
+        q.waker = Some(Box::new(waker));
+        self.wake(&q);
     }
 
-    fn wake(&self) {
-        if let Some(w) = &self.queue.lock().unwrap().waker {
-            w();
+    fn wake(&self, q: &Queue) {
+        if let Some(w) = &q.waker {
+            let first = q.armed.keys().next().filter(|_| !self.is_paused());
+            w(first.map(|(deadline, _)| deadline.saturating_sub(self.now())));
         }
     }
 
@@ -129,27 +151,16 @@ impl Clock {
         self.queue.lock().unwrap().armed.keys().next().map(|k| k.0)
     }
 
-    /// Nanoseconds of host time until the earliest deadline: `None` if no timer is armed or time
-    /// stands still, 0 if it has passed.
-    pub fn time_to_deadline(&self) -> Option<u64> {
-        if self.is_paused() {
-            return None;
-        }
-        Some(self.next_deadline()?.saturating_sub(self.now()))
-    }
-
-    /// Calls the callbacks of all timers whose deadline has passed, in deadline order.
+    /// Calls the callbacks of all timers whose deadline has passed, in deadline order, and then the
+    /// waker.
     pub fn run_expired(&self) {
-        if self.is_paused() {
-            return;
-        }
         let now = self.now();
         loop {
             let cb = {
                 let mut q = self.queue.lock().unwrap();
                 match q.armed.first_entry() {
-                    Some(e) if e.key().0 <= now => e.remove(),
-                    _ => return,
+                    Some(e) if e.key().0 <= now && !self.is_paused() => e.remove(),
+                    _ => return self.wake(&q),
                 }
             };
             cb();
@@ -179,17 +190,13 @@ impl Timer {
     pub fn arm(&self, deadline: u64) {
         let Some(clock) = self.clock.upgrade() else { return };
         let mut mine = self.deadline.lock().unwrap();
-        let first = {
-            let mut q = clock.queue.lock().unwrap();
-            if let Some(old) = mine.replace(deadline) {
-                q.armed.remove(&(old, self.id));
-            }
-            q.armed.insert((deadline, self.id), self.callback.clone());
-            q.armed.keys().next() == Some(&(deadline, self.id))
-        };
-        drop(mine);
-        if first {
-            clock.wake();
+        let mut q = clock.queue.lock().unwrap();
+        if let Some(old) = mine.replace(deadline) {
+            q.armed.remove(&(old, self.id));
+        }
+        q.armed.insert((deadline, self.id), self.callback.clone());
+        if q.armed.keys().next() == Some(&(deadline, self.id)) {
+            clock.wake(&q);
         }
     }
     /// Disarms the timer. A callback that is already being called is not waited for.
@@ -211,7 +218,7 @@ impl Drop for Timer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
     #[test]
     fn paused_clock_fires_nothing_and_resumed_fires_in_order() {
@@ -233,6 +240,44 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(1));
         c.run_expired();
         assert_eq!(*hits.lock().unwrap(), [1, 2]);
+    }
+
+    #[test]
+    fn the_waker_knows_how_long_to_sleep() {
+        let c = Clock::new();
+        let last = Arc::new(Mutex::new(Some(7)));
+        let l = last.clone();
+        c.set_waker(move |ns| *l.lock().unwrap() = ns);
+        assert_eq!(*last.lock().unwrap(), None);
+        let (a, b) = (c.timer(|| {}), c.timer(|| {}));
+        a.arm(3600 * NANOS_PER_SEC);
+        assert_eq!(*last.lock().unwrap(), None, "time stands still");
+        c.resume();
+        let hour = last.lock().unwrap().unwrap();
+        assert!((3500 * NANOS_PER_SEC..=3600 * NANOS_PER_SEC).contains(&hour));
+        b.arm(0);
+        assert_eq!(*last.lock().unwrap(), Some(0));
+        c.run_expired();
+        assert!(last.lock().unwrap().unwrap() > 3500 * NANOS_PER_SEC);
+        c.pause();
+        c.run_expired();
+        assert_eq!(*last.lock().unwrap(), None);
+    }
+
+    #[test]
+    fn time_goes_on_where_it_stood() {
+        let c = Clock::new();
+        c.set(5000);
+        assert_eq!(c.now(), 5000);
+        c.resume();
+        assert!((5000..NANOS_PER_SEC).contains(&c.now()));
+        c.pause();
+        let t = c.now();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert_eq!(c.now(), t);
+        c.resume();
+        c.set(1 << 60);
+        assert!(c.now() >= 1 << 60 && c.now() < (1 << 60) + NANOS_PER_SEC);
     }
 
     #[test]
