@@ -59,6 +59,31 @@ pub enum Action {
     Move,
 }
 
+/// The actions by number.
+const ACTIONS: [Action; 21] = [
+    Action::Load,
+    Action::LoadSt,
+    Action::Constant,
+    Action::StoreSt,
+    Action::Arith,
+    Action::ArithSt,
+    Action::ArithMem,
+    Action::Com,
+    Action::UCom,
+    Action::ComMem,
+    Action::Test,
+    Action::Examine,
+    Action::Chs,
+    Action::Abs,
+    Action::Unary,
+    Action::BinaryPop,
+    Action::UnaryPush,
+    Action::Exchange,
+    Action::Free,
+    Action::Rotate,
+    Action::Move,
+];
+
 /// A packed instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Insn {
@@ -159,47 +184,34 @@ pub extern "C" fn x87(p: *mut Env, what: u64, rip: u64, lo: u64, hi: u64) -> u64
     let n = (what >> 8) as u8;
     let i = (what >> 16 & 7) as usize;
     let pop = what >> 20 & 1 != 0;
-    let is = |a: Action| what as u8 == a as u8;
-    if is(Action::Load) {
-        ops::load(c, load(n), lo, hi);
-    } else if is(Action::Arith) {
-        ops::arith(c, op(n), 0, Source::St(i), pop);
-    } else if is(Action::ArithSt) {
-        ops::arith(c, op(n), i, Source::St(0), pop);
-    } else if is(Action::ArithMem) {
-        ops::arith(c, op(n & 15), 0, Source::Memory(load(n >> 4), lo), false);
-    } else if is(Action::LoadSt) {
-        ops::load_st(c, i);
-    } else if is(Action::StoreSt) {
-        ops::store_st(c, i, pop, n != 0);
-    } else if is(Action::Exchange) {
-        ops::exchange(c, i);
-    } else if is(Action::Constant) {
-        ops::load_constant(c, n);
-    } else if is(Action::Com) || is(Action::UCom) {
-        ops::compare(c, is(Action::UCom), Source::St(i), n);
-    } else if is(Action::ComMem) {
-        ops::compare(c, false, Source::Memory(load(n >> 4), lo), n & 1);
-    } else if is(Action::Test) {
-        ops::test(c);
-    } else if is(Action::Examine) {
-        ops::examine(c);
-    } else if is(Action::Chs) {
-        ops::sign(c, 0x80, 0x80);
-    } else if is(Action::Abs) {
-        ops::sign(c, 0, 0);
-    } else if is(Action::Unary) {
-        ops::unary(c, op(n));
-    } else if is(Action::BinaryPop) {
-        ops::binary_pop(c, op(n));
-    } else if is(Action::UnaryPush) {
-        ops::unary_push(c, op(n));
-    } else if is(Action::Free) {
-        ops::free(c, i, n != 0);
-    } else if is(Action::Rotate) {
-        ops::rotate(c, n.into());
-    } else if is(Action::Move) {
-        ops::conditional_move(c, i, lo != 0);
+    let Some(&action) = ACTIONS.get(usize::from(what as u8)) else { return 0 };
+    match action {
+        Action::Load => ops::load(c, load(n), lo, hi),
+        Action::LoadSt => ops::load_st(c, i),
+        Action::Constant => ops::load_constant(c, n),
+        Action::StoreSt => ops::store_st(c, i, pop, n != 0),
+        Action::Arith => ops::arith(c, op(n), 0, Source::St(i), pop),
+        Action::ArithSt => ops::arith(c, op(n), i, Source::St(0), pop),
+        Action::ArithMem => {
+            ops::arith(c, op(n & 15), 0, Source::Memory(load(n >> 4), lo), false);
+        }
+        Action::Com | Action::UCom => {
+            ops::compare(c, action == Action::UCom, Source::St(i), n);
+        }
+        Action::ComMem => {
+            ops::compare(c, false, Source::Memory(load(n >> 4), lo), n & 1);
+        }
+        Action::Test => ops::test(c),
+        Action::Examine => ops::examine(c),
+        Action::Chs => ops::sign(c, 0x80, 0x80),
+        Action::Abs => ops::sign(c, 0, 0),
+        Action::Unary => ops::unary(c, op(n)),
+        Action::BinaryPop => ops::binary_pop(c, op(n)),
+        Action::UnaryPush => ops::unary_push(c, op(n)),
+        Action::Exchange => ops::exchange(c, i),
+        Action::Free => ops::free(c, i, n != 0),
+        Action::Rotate => ops::rotate(c, n.into()),
+        Action::Move => ops::conditional_move(c, i, lo != 0),
     }
     0
 }

@@ -1,11 +1,15 @@
 //! 80-bit arithmetic on the host's x87.
 //!
 //! Every function loads its operands, runs one instruction under the guest's control word, exceptions
-//! unmasked as the guest has them, and takes result and status word back. Order matters: the status
-//! is cleared first; after the operation it is read and cleared before any instruction that would
-//! deliver a pending exception; the host's control word (all exceptions masked) is in place before
-//! the result is stored. An operation that an unmasked exception kept from completing leaves the
-//! host's stack in disorder, which FNINIT puts right.
+//! unmasked as the guest has them, and takes result and status word back.
+//!
+//! If the guest masks all exceptions, as nearly every guest does, the status flags may stay set from
+//! one operation to the next: they only ever join those that the guest's status word has already
+//! ([`prepare`] sees to it), and clearing them would cost more than the operation. Else order matters:
+//! the status is cleared first; after the operation it is read and cleared before any instruction that
+//! would deliver a pending exception; the host's control word (all exceptions masked) is in place
+//! before the result is stored. An operation that an unmasked exception kept from completing leaves
+//! the host's stack in disorder, which FNINIT puts right.
 
 use super::F80;
 
@@ -100,6 +104,52 @@ macro_rules! x87_asm {
     };
 }
 
+/// How an operation is surrounded.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Around {
+    /// The guest's control word is the host's.
+    Nothing,
+    /// The control word is exchanged; no exception is unmasked.
+    ControlWord,
+    /// Exceptions are unmasked.
+    Everything,
+}
+
+/// Gets ready for an operation under control word `cw`; `have` is the guest's status word.
+#[cfg(target_arch = "x86_64")]
+fn prepare(cw: u16, have: u16) -> Around {
+    if cw & super::EXCEPTIONS != super::EXCEPTIONS {
+        return Around::Everything;
+    }
+    let mut sw = 0u16;
+    x87_asm!("fnstsw ax", "mov [{sw}], ax"; sw = in(reg) &mut sw);
+    if sw & (super::EXCEPTIONS | super::SF) & !have != 0 {
+        x87_asm!("fnclex"; in("cx") 0u16);
+    }
+    if cw == HOST_CW { Around::Nothing } else { Around::ControlWord }
+}
+
+/// One operation, surrounded as `$around` says: `$before` loads operands and computes, `$after` stores.
+#[cfg(target_arch = "x86_64")]
+macro_rules! surrounded {
+    ($around:expr, $before:expr, $after:expr; $($operands:tt)*) => {
+        match $around {
+            Around::Nothing => x87_asm!(
+                "# {cw} {host}", $before, "fnstsw ax", "mov [{sw}], ax", $after; $($operands)*
+            ),
+            Around::ControlWord => x87_asm!(
+                "fldcw [{cw}]", $before, "fnstsw ax", "mov [{sw}], ax", "fldcw [{host}]", $after;
+                $($operands)*
+            ),
+            Around::Everything => x87_asm!(
+                "fnclex", "fldcw [{cw}]", $before, "fnstsw ax", "mov [{sw}], ax", "fnclex",
+                "fldcw [{host}]", $after; $($operands)*
+            ),
+        }
+    };
+}
+
 /// Puts the host's unit in order after an operation that did not complete.
 #[cfg(target_arch = "x86_64")]
 fn clean_up(sw: u16) {
@@ -108,15 +158,15 @@ fn clean_up(sw: u16) {
     }
 }
 
-/// Runs `op` under control word `cw`.
+/// Runs `op` under control word `cw`; `have` is the guest's status word.
 #[cfg(target_arch = "x86_64")]
-pub fn run(op: Op, a: &F80, b: &F80, cw: u16) -> Out {
+pub fn run(op: Op, a: &F80, b: &F80, cw: u16, have: u16) -> Out {
     let mut out = Out { r0: [0; 16], r1: [0; 16], sw: 0 };
+    let around = prepare(cw, have);
     macro_rules! go {
         ($loads:literal, $insn:literal, $stores:literal) => {
-            x87_asm!(
-                "fnclex", "fldcw [{cw}]", $loads, $insn, "fnstsw ax", "mov [{sw}], ax", "fnclex",
-                "fldcw [{host}]", $stores;
+            surrounded!(
+                around, concat!($loads, "\n", $insn), $stores;
                 cw = in(reg) &cw, host = in(reg) &HOST_CW, sw = in(reg) &mut out.sw,
                 a = in(reg) a, b = in(reg) b, r0 = in(reg) &mut out.r0, r1 = in(reg) &mut out.r1
             )
@@ -192,13 +242,13 @@ pub fn run(op: Op, a: &F80, b: &F80, cw: u16) -> Out {
 /// Runs `op`, one of `Add` to `DivR` or `Com`, on `a` and a memory operand. (Loading the operand first
 /// would raise exceptions that the operation, finding a worse one, does not.)
 #[cfg(target_arch = "x86_64")]
-pub fn run_memory(op: Op, a: &F80, from: Load, m: u64, cw: u16) -> Out {
+pub fn run_memory(op: Op, a: &F80, from: Load, m: u64, cw: u16, have: u16) -> Out {
     let mut out = Out { r0: [0; 16], r1: [0; 16], sw: 0 };
+    let around = prepare(cw, have);
     macro_rules! go {
         ($insn:expr) => {
-            x87_asm!(
-                "fnclex", "fldcw [{cw}]", "fld tbyte ptr [{a}]", $insn, "fnstsw ax",
-                "mov [{sw}], ax", "fnclex", "fldcw [{host}]", "fstp tbyte ptr [{r0}]";
+            surrounded!(
+                around, concat!("fld tbyte ptr [{a}]\n", $insn), "fstp tbyte ptr [{r0}]";
                 cw = in(reg) &cw, host = in(reg) &HOST_CW, sw = in(reg) &mut out.sw,
                 a = in(reg) a, m = in(reg) &m, r0 = in(reg) &mut out.r0
             )
@@ -229,14 +279,14 @@ pub fn run_memory(op: Op, a: &F80, from: Load, m: u64, cw: u16) -> Out {
 
 /// Converts from memory format: `lo` holds up to 8 bytes, `hi` the rest of a BCD number.
 #[cfg(target_arch = "x86_64")]
-pub fn load(from: Load, lo: u64, hi: u64, cw: u16) -> Out {
+pub fn load(from: Load, lo: u64, hi: u64, cw: u16, have: u16) -> Out {
     let mut out = Out { r0: [0; 16], r1: [0; 16], sw: 0 };
+    let around = prepare(cw, have);
     let m = u128::from(hi) << 64 | u128::from(lo);
     macro_rules! go {
         ($insn:literal) => {
-            x87_asm!(
-                "fnclex", "fldcw [{cw}]", $insn, "fnstsw ax", "mov [{sw}], ax", "fnclex",
-                "fldcw [{host}]", "fstp tbyte ptr [{r0}]";
+            surrounded!(
+                around, $insn, "fstp tbyte ptr [{r0}]";
                 cw = in(reg) &cw, host = in(reg) &HOST_CW, sw = in(reg) &mut out.sw,
                 m = in(reg) &m, r0 = in(reg) &mut out.r0
             )
@@ -256,13 +306,13 @@ pub fn load(from: Load, lo: u64, hi: u64, cw: u16) -> Out {
 
 /// Converts to memory format: the bytes, zero-extended, and the status word.
 #[cfg(target_arch = "x86_64")]
-pub fn store(to: Store, a: &F80, cw: u16) -> (u128, u16) {
+pub fn store(to: Store, a: &F80, cw: u16, have: u16) -> (u128, u16) {
     let (mut m, mut sw) = (0u128, 0u16);
+    let around = prepare(cw, have);
     macro_rules! go {
         ($insn:literal) => {
-            x87_asm!(
-                "fnclex", "fldcw [{cw}]", "fld tbyte ptr [{a}]", $insn, "fnstsw ax",
-                "mov [{sw}], ax", "fnclex", "fldcw [{host}]";
+            surrounded!(
+                around, concat!("fld tbyte ptr [{a}]\n", $insn), "";
                 cw = in(reg) &cw, host = in(reg) &HOST_CW, sw = in(reg) &mut sw,
                 m = in(reg) &mut m, a = in(reg) a
             )
@@ -289,10 +339,15 @@ pub fn constant(n: u8, cw: u16) -> F80 {
     let mut r: F80 = [0; 16];
     macro_rules! go {
         ($insn:literal) => {
-            x87_asm!(
-                "fldcw [{cw}]", $insn, "fldcw [{host}]", "fstp tbyte ptr [{r}]";
-                cw = in(reg) &(cw | super::EXCEPTIONS), host = in(reg) &HOST_CW, r = in(reg) &mut r
-            )
+            if cw == HOST_CW {
+                x87_asm!($insn, "fstp tbyte ptr [{r}]"; r = in(reg) &mut r)
+            } else {
+                x87_asm!(
+                    "fldcw [{cw}]", $insn, "fldcw [{host}]", "fstp tbyte ptr [{r}]";
+                    cw = in(reg) &(cw | super::EXCEPTIONS), host = in(reg) &HOST_CW,
+                    r = in(reg) &mut r
+                )
+            }
         };
     }
     match n {
@@ -314,16 +369,16 @@ mod absent {
 
     const NOTHING: Out = Out { r0: [0; 16], r1: [0; 16], sw: 0 };
 
-    pub fn run(_: Op, _: &F80, _: &F80, _: u16) -> Out {
+    pub fn run(_: Op, _: &F80, _: &F80, _: u16, _: u16) -> Out {
         NOTHING
     }
-    pub fn run_memory(_: Op, _: &F80, _: Load, _: u64, _: u16) -> Out {
+    pub fn run_memory(_: Op, _: &F80, _: Load, _: u64, _: u16, _: u16) -> Out {
         NOTHING
     }
-    pub fn load(_: Load, _: u64, _: u64, _: u16) -> Out {
+    pub fn load(_: Load, _: u64, _: u64, _: u16, _: u16) -> Out {
         NOTHING
     }
-    pub fn store(_: Store, _: &F80, _: u16) -> (u128, u16) {
+    pub fn store(_: Store, _: &F80, _: u16, _: u16) -> (u128, u16) {
         (0, 0)
     }
     pub fn constant(_: u8, _: u16) -> F80 {
@@ -340,10 +395,10 @@ mod tests {
     use super::*;
 
     fn f(v: f64) -> F80 {
-        load(Load::F64, v.to_bits(), 0, CW_INIT).r0
+        load(Load::F64, v.to_bits(), 0, CW_INIT, 0).r0
     }
     fn back(r: &F80) -> f64 {
-        f64::from_bits(store(Store::F64, r, CW_INIT).0 as u64)
+        f64::from_bits(store(Store::F64, r, CW_INIT, 0).0 as u64)
     }
 
     #[test]
@@ -359,30 +414,30 @@ mod tests {
             (Op::Rem, 2.0),
             (Op::Scale, 160.0),
         ] {
-            assert_eq!(back(&run(op, &a, &b, CW_INIT).r0), want, "{op:?}");
+            assert_eq!(back(&run(op, &a, &b, CW_INIT, 0).r0), want, "{op:?}");
         }
-        assert_eq!(back(&run(Op::Sqrt, &b, &b, CW_INIT).r0), 2.0);
-        let t = run(Op::Extract, &f(12.0), &b, CW_INIT);
+        assert_eq!(back(&run(Op::Sqrt, &b, &b, CW_INIT, 0).r0), 2.0);
+        let t = run(Op::Extract, &f(12.0), &b, CW_INIT, 0);
         assert_eq!((back(&t.r0), back(&t.r1)), (1.5, 3.0));
         // y * log2(x) with x in ST(0).
-        assert_eq!(back(&run(Op::Yl2x, &f(8.0), &f(5.0), CW_INIT).r0), 15.0);
+        assert_eq!(back(&run(Op::Yl2x, &f(8.0), &f(5.0), CW_INIT, 0).r0), 15.0);
     }
 
     #[test]
     fn exceptions_are_reported_and_leave_the_host_clean() {
         let (one, zero, three) = (f(1.0), f(0.0), f(3.0));
-        assert_eq!(run(Op::Div, &one, &three, CW_INIT).sw & 0x3f, PE);
+        assert_eq!(run(Op::Div, &one, &three, CW_INIT, 0).sw & 0x3f, PE);
         let unmasked = CW_INIT & !ZE;
-        let r = run(Op::Div, &one, &zero, unmasked);
+        let r = run(Op::Div, &one, &zero, unmasked, 0);
         assert_eq!(r.sw & (ZE | ES), ZE | ES);
         let snan = from_parts(0x8000_0000_0000_0001, 0x7fff);
-        assert_ne!(run(Op::Add, &snan, &one, CW_INIT & !IE).sw & ES, 0);
-        assert_ne!(load(Load::F32, 0x7f80_0001, 0, CW_INIT & !IE).sw & ES, 0);
-        assert_ne!(store(Store::I16, &f(1e9), CW_INIT & !IE).1 & ES, 0);
+        assert_ne!(run(Op::Add, &snan, &one, CW_INIT & !IE, 0).sw & ES, 0);
+        assert_ne!(load(Load::F32, 0x7f80_0001, 0, CW_INIT & !IE, 0).sw & ES, 0);
+        assert_ne!(store(Store::I16, &f(1e9), CW_INIT & !IE, 0).1 & ES, 0);
         // Eight operations in a row would show a stack that was not left empty.
         for _ in 0..10 {
-            assert_eq!(back(&run(Op::Add, &one, &three, CW_INIT).r0), 4.0);
-            assert_eq!(run(Op::Yl2x, &zero, &one, unmasked).sw & ES, ES);
+            assert_eq!(back(&run(Op::Add, &one, &three, CW_INIT, 0).r0), 4.0);
+            assert_eq!(run(Op::Yl2x, &zero, &one, unmasked, 0).sw & ES, ES);
         }
     }
 }

@@ -88,7 +88,7 @@ pub fn push(c: &mut Cpu, v: F80) {
 
 /// FLD and FILD, FBLD from memory format.
 pub fn load(c: &mut Cpu, from: Load, lo: u64, hi: u64) {
-    let out = host::load(from, lo, hi, c.fcw);
+    let out = host::load(from, lo, hi, c.fcw, c.fsw);
     if !c.st_empty(7) || c.record(out.sw & !C1, EARLY) {
         push(c, out.r0);
     }
@@ -118,10 +118,10 @@ pub fn store(c: &mut Cpu, to: Store) -> Option<u128> {
             return None;
         }
         // The indefinite of the format; converting cannot raise more than is recorded.
-        return Some(host::store(to, &INDEFINITE, c.fcw | EXCEPTIONS).0);
+        return Some(host::store(to, &INDEFINITE, c.fcw | EXCEPTIONS, EXCEPTIONS).0);
     }
     let v = c.st(0);
-    let (bytes, sw) = host::store(to, &v, c.fcw);
+    let (bytes, sw) = host::store(to, &v, c.fcw, c.fsw);
     c.record(sw, NO_STORE | DE).then_some(bytes)
 }
 
@@ -174,8 +174,8 @@ pub fn arith(c: &mut Cpu, op: Op, dst: usize, source: Source, pop: bool) {
     } else {
         let a = c.st(dst);
         let out = match source {
-            Source::St(i) => host::run(op, &a, &c.st(i), c.fcw),
-            Source::Memory(from, v) => host::run_memory(op, &a, from, v, c.fcw),
+            Source::St(i) => host::run(op, &a, &c.st(i), c.fcw, c.fsw),
+            Source::Memory(from, v) => host::run_memory(op, &a, from, v, c.fcw, c.fsw),
         };
         if !c.record(out.sw, EARLY) {
             return;
@@ -198,8 +198,8 @@ pub fn compare(c: &mut Cpu, quiet: bool, source: Source, pops: u8) -> bool {
         let a = c.st(0);
         let op = if quiet { Op::UCom } else { Op::Com };
         let out = match source {
-            Source::St(i) => host::run(op, &a, &c.st(i), c.fcw),
-            Source::Memory(from, v) => host::run_memory(op, &a, from, v, c.fcw),
+            Source::St(i) => host::run(op, &a, &c.st(i), c.fcw, c.fsw),
+            Source::Memory(from, v) => host::run_memory(op, &a, from, v, c.fcw, c.fsw),
         };
         (out.sw, c.record(out.sw & !C1, EARLY))
     };
@@ -280,17 +280,11 @@ pub fn unary(c: &mut Cpu, op: Op) {
         }
         return;
     }
-    let out = host::run(op, &c.st(0), &c.st(1), c.fcw);
+    let out = host::run(op, &c.st(0), &c.st(1), c.fcw, c.fsw);
     // The condition codes of FPREM are parts of its result; C2 of FSIN says "out of range".
     let codes = match op {
-        // No quotient.
-        Op::Rem | Op::Rem1
-            if out.sw & IE != 0
-                || out.sw & !c.fcw & EARLY != 0
-                || classify(&out.r0) == Class::Nan =>
-        {
-            C2
-        }
+        // No quotient: the result is a NaN, or the operation does not complete.
+        Op::Rem | Op::Rem1 if out.sw & !c.fcw & EARLY != 0 || classify(&out.r0) == Class::Nan => C2,
         Op::Rem | Op::Rem1 => C0 | C1 | C2 | C3,
         Op::Sin | Op::Cos => C2,
         _ => 0,
@@ -310,7 +304,7 @@ pub fn binary_pop(c: &mut Cpu, op: Op) {
         }
         INDEFINITE
     } else {
-        let out = host::run(op, &c.st(0), &c.st(1), c.fcw);
+        let out = host::run(op, &c.st(0), &c.st(1), c.fcw, c.fsw);
         if !c.record(out.sw, EARLY) {
             return;
         }
@@ -334,7 +328,7 @@ pub fn unary_push(c: &mut Cpu, op: Op) {
         }
         return;
     }
-    let out = host::run(op, &c.st(0), &c.st(1), c.fcw);
+    let out = host::run(op, &c.st(0), &c.st(1), c.fcw, c.fsw);
     let completes = c.record(out.sw, EARLY);
     if op != Op::Extract {
         c.fsw = c.fsw & !C2 | out.sw & C2;
