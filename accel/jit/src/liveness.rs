@@ -131,6 +131,8 @@ impl Liveness {
                 walk.observed[g >> 6] |= 1 << (g & 63);
                 self.pending[g].0 = Val::NONE;
             }
+            // While vector state is in host registers, so is MXCSR.
+            Op::GetMxcsr | Op::SetMxcsr => self.vector = self.vector.max(VecUse::Low),
             Op::Native | Op::NativeMem => {
                 if let Some(n) = block.natives.get(inst.native_index()) {
                     self.vector = self.vector.max(VecUse::of(n));

@@ -167,6 +167,13 @@ impl<'a> State<'a> {
                 return self.native(code, inst, mem);
             }
             Op::NativeMem => return self.native_mem(code, inst),
+            Op::GetMxcsr => {
+                let v = self.env_read(self.target.env.mxcsr.into(), Width::W32);
+                self.set(inst.dst, v);
+            }
+            Op::SetMxcsr => {
+                self.env_write(self.target.env.mxcsr.into(), Width::W32, self.val(a));
+            }
             Op::BrCc => {
                 if Cond::from_code(inst.cond).holds(self.val(a)) {
                     return Some(self.exit(code, inst));

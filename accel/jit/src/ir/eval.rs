@@ -70,6 +70,8 @@ pub const fn is_pure(op: Op) -> bool {
             | Op::Call
             | Op::Native
             | Op::NativeMem
+            | Op::GetMxcsr
+            | Op::SetMxcsr
             | Op::BrCc
             | Op::Exit
     )

@@ -375,6 +375,10 @@ ops! {
     /// `imm` is the number in the block's `natives` table, the lower the displacement. The instruction
     /// has no general-register input.
     NativeMem "nativemem" (o n g) (v o n n) FAULT | SIDE;
+    /// `dst = MXCSR` of the guest (see [`crate::target::EnvLayout::mxcsr`]), zero-extended.
+    GetMxcsr "getmxcsr" (v n n) (n n n n) SIDE;
+    /// `MXCSR = low 32 bits of a`. Reserved bits must be clear: the front end has checked.
+    SetMxcsr "setmxcsr" (n n n) (v n n n) SIDE;
 
     // ---- control ----
     /// If `cond(a)`: leave through exit `imm` of the block's `exits` table.

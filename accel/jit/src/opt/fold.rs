@@ -253,6 +253,7 @@ impl Fold<'_> {
             Op::Const => 64 - inst.imm.leading_zeros(),
             Op::Zext => w.min(of(0)),
             Op::Extract | Op::LdEnv | Op::LdP | Op::AtomicRmw | Op::AtomicCas => w,
+            Op::GetMxcsr => 32,
             Op::Ld if inst.aux & LD_SX64 != 0 => 64,
             Op::Ld if inst.aux & LD_SX32 != 0 => 32,
             Op::Ld => w,

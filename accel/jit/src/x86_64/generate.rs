@@ -326,6 +326,8 @@ impl Gen {
             Op::Call => self.call(inst),
             Op::Native => self.native(block, inst),
             Op::NativeMem => self.native_mem(block, inst),
+            Op::GetMxcsr => self.get_mxcsr(inst),
+            Op::SetMxcsr => self.set_mxcsr(inst),
             Op::BrCc => self.brcc(block, inst),
             Op::Exit => self.exit(block, inst),
         }

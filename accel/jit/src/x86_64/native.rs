@@ -80,6 +80,21 @@ impl Gen {
         }
     }
 
+    /// `GetMxcsr`. The block has vector state, and with it MXCSR, in host registers.
+    pub(super) fn get_mxcsr(&mut self, inst: &Inst) {
+        let word = env(self.inner.shared.target.env.mxcsr);
+        let d = self.result(inst.dst, NOREG, 0);
+        self.a.stmxcsr(word);
+        self.a.load(W32, d, word);
+        self.define(inst.dst, d, 32);
+    }
+    /// `SetMxcsr`.
+    pub(super) fn set_mxcsr(&mut self, inst: &Inst) {
+        let word = env(self.inner.shared.target.env.mxcsr);
+        self.store_value(W32, word, inst.ins[0]);
+        self.a.ldmxcsr(word);
+    }
+
     /// The cold piece of [`Gen::native_mem`]; `back` is where it goes on.
     pub(super) fn cold_native(&mut self, block: &Block, kind: ColdKind, back: Label) {
         let ColdKind::NativeMem { addr, tmp, info, ptr, dst, native, trap, snap } = kind else {

@@ -180,13 +180,11 @@ helpers! {
     PCMPSTR = pcmpstr::pcmpstr, VECTOR_READ;
     GATHER = vector::gather, VECTOR_FAULT_READ;
     GET_XMM = vector::get_xmm, VECTOR;
-    LDMXCSR = vector::ldmxcsr, VECTOR_FAULT;
     MASK_END = vector::mask_end, FAULT;
     MASK_PTR = vector::mask_ptr, FAULT;
     MASKMOVDQU = vector::maskmovdqu, VECTOR_FAULT;
     SCATTER = vector::scatter, VECTOR_FAULT_READ;
     SET_XMM_LOW = vector::set_xmm_low, VECTOR;
-    STMXCSR = vector::stmxcsr, VECTOR;
     FLDCW = x87::fldcw, PURE;
     FNCLEX = x87::fnclex, PURE;
     FNINIT = x87::fninit, PURE;

@@ -1,4 +1,4 @@
-//! Helpers of vector instructions whose memory accesses depend on data, and of MXCSR.
+//! Helpers of vector instructions whose memory accesses depend on data.
 
 use super::raise;
 use super::segment::seg_check;
@@ -11,27 +11,9 @@ use tandem_jit::ir::{PTR_READ, PTR_WRITE};
 /// MXCSR bits that exist (SDM vol. 1 §10.2.3).
 pub const MXCSR_MASK: u32 = 0xffff;
 
-/// Sets MXCSR; #GP(0) for reserved bits.
-pub extern "C" fn ldmxcsr(env: *mut Env, value: u64) -> u64 {
-    // SAFETY: generated code passes its own Env, which nothing else uses while the helper runs.
-    let env = unsafe { &mut *env };
-    if value as u32 & !MXCSR_MASK != 0 {
-        return raise(env, Exception::gp(0));
-    }
-    env.core.mxcsr = value as u32;
-    0
-}
-
-/// MXCSR.
-pub extern "C" fn stmxcsr(env: *mut Env) -> u64 {
-    // SAFETY: as in `ldmxcsr`.
-    let env = unsafe { &*env };
-    env.core.mxcsr.into()
-}
-
 /// Quadword `what >> 8` (0 or 1) of vector register `what & 0xff`.
 pub extern "C" fn get_xmm(env: *mut Env, what: u64) -> u64 {
-    // SAFETY: as in `ldmxcsr`.
+    // SAFETY: generated code passes its own Env, which nothing else uses while the helper runs.
     let env = unsafe { &*env };
     let at = 8 * (what >> 8 & 1) as usize;
     u64::from_le_bytes(array(&env.core.vec[(what & 31) as usize][at..]))
@@ -39,7 +21,7 @@ pub extern "C" fn get_xmm(env: *mut Env, what: u64) -> u64 {
 
 /// Sets vector register `reg` to `v`, zero up to bit 127; the rest stays.
 pub extern "C" fn set_xmm_low(env: *mut Env, reg: u64, v: u64) -> u64 {
-    // SAFETY: as in `ldmxcsr`.
+    // SAFETY: as in `get_xmm`.
     let env = unsafe { &mut *env };
     env.core.vec[(reg & 31) as usize][..16].copy_from_slice(&u128::from(v).to_le_bytes());
     0
@@ -111,7 +93,7 @@ fn elements(active: u64) -> impl Iterator<Item = u64> {
 /// A host pointer for the memory operand at `addr` that `what` ([`Masked`]) describes, under the mask
 /// `bits`. Faults only for active elements. A store must be followed by [`mask_end`].
 pub extern "C" fn mask_ptr(env: *mut Env, addr: u64, what: u64, bits: u64) -> u64 {
-    // SAFETY: as in `ldmxcsr`.
+    // SAFETY: as in `get_xmm`.
     let env = unsafe { &mut *env };
     match masked_pointer(env, addr, Masked::unpack(what), bits) {
         Ok(p) => p as u64,
@@ -149,7 +131,7 @@ fn masked_pointer(env: &mut Env, addr: u64, m: Masked, bits: u64) -> Result<*mut
 
 /// Writes a buffered masked store back; the arguments are those of [`mask_ptr`].
 pub extern "C" fn mask_end(env: *mut Env, addr: u64, what: u64, bits: u64) -> u64 {
-    // SAFETY: as in `ldmxcsr`.
+    // SAFETY: as in `get_xmm`.
     let env = unsafe { &mut *env };
     if !std::mem::take(&mut env.cpu.masked_store) {
         return 0;
@@ -170,7 +152,7 @@ pub extern "C" fn mask_end(env: *mut Env, addr: u64, what: u64, bits: u64) -> u6
 /// MASKMOVDQU: stores the bytes of register `what & 0xff` whose mask byte in register
 /// `what >> 8 & 0xff` has its top bit set; MMU index in `what >> 16`.
 pub extern "C" fn maskmovdqu(env: *mut Env, addr: u64, what: u64) -> u64 {
-    // SAFETY: as in `ldmxcsr`.
+    // SAFETY: as in `get_xmm`.
     let env = unsafe { &mut *env };
     let data = env.core.vec[(what & 31) as usize];
     let mask = env.core.vec[(what >> 8 & 31) as usize];
@@ -325,7 +307,7 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
 /// Gathers: `base` is the addresses' common part, `what` a [`Gather`]. Elements that were loaded
 /// before one that faults stay, with their mask bits cleared.
 pub extern "C" fn gather(env: *mut Env, base: u64, what: u64) -> u64 {
-    // SAFETY: as in `ldmxcsr`.
+    // SAFETY: as in `get_xmm`.
     let env = unsafe { &mut *env };
     let g = Gather::unpack(what);
     for n in 0..usize::from(g.count) {
@@ -350,7 +332,7 @@ pub extern "C" fn gather(env: *mut Env, base: u64, what: u64) -> u64 {
 
 /// Scatters; as [`gather`]. Elements are stored in order.
 pub extern "C" fn scatter(env: *mut Env, base: u64, what: u64) -> u64 {
-    // SAFETY: as in `ldmxcsr`.
+    // SAFETY: as in `get_xmm`.
     let env = unsafe { &mut *env };
     let g = Gather::unpack(what);
     for n in 0..usize::from(g.count) {

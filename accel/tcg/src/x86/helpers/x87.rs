@@ -455,3 +455,16 @@ pub extern "C" fn xrstor(p: *mut Env, addr: u64, how: u64) -> u64 {
     let r = xsave::xrstor(env, addr, request, how & 2 != 0, how & 1 != 0);
     done(env, r)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn actions_are_at_their_numbers() {
+        for (i, a) in ACTIONS.iter().enumerate() {
+            assert_eq!(*a as usize, i);
+        }
+        assert_eq!(Action::Move as usize + 1, ACTIONS.len());
+    }
+}

@@ -18,8 +18,8 @@ use crate::x86::translate::cc::CcOperands;
 use crate::x86::translate::operand::Gpr;
 use iced_x86::{Instruction, OpKind, RoundingControl};
 use tandem_jit::ir::{
-    Cond, Encoding, Exit, ExitHint, ExitKind, NativeReg, Op, PTR_ALIGNED, PTR_READ, PTR_WRITE, Val,
-    Width,
+    Cond, Encoding, Exit, ExitHint, ExitKind, Inst, NativeReg, Op, PTR_ALIGNED, PTR_READ,
+    PTR_WRITE, Val, Width,
 };
 
 /// Translates `insn` if it is a vector instruction.
@@ -42,12 +42,16 @@ pub fn translate(t: &mut Translator, insn: &Instruction) -> bool {
         Kind::MaskMovDqu => vector_mem::mask_mov_dqu(t, insn),
         Kind::LoadMxcsr => {
             let v = t.read(insn, 0, Width::W32);
-            t.b.call_void(helpers::LDMXCSR, &[v]);
+            let reserved = t.b.iconst((!helpers::vector::MXCSR_MASK).into());
+            raise_if_set(t, v, reserved);
+            let ins = [v, Val::NONE, Val::NONE, Val::NONE];
+            t.b.push(Inst { ins, ..Inst::new(Op::SetMxcsr, Width::W64) });
         }
         Kind::StoreMxcsr => {
             let addr = t.mem_addr(insn, 4, PTR_WRITE);
-            let v = t.b.call(helpers::STMXCSR, &[]);
-            t.b.st(Width::W32, addr, v);
+            let dst = t.b.new_val();
+            t.b.push(Inst { dst, ..Inst::new(Op::GetMxcsr, Width::W64) });
+            t.b.st(Width::W32, addr, dst);
         }
         Kind::None | Kind::Mmx => {}
     }
@@ -146,7 +150,12 @@ fn memory(t: &mut Translator, insn: &Instruction, f: &Form) {
 /// Raises #GP(0) unless the linear address is a multiple of `1 << log2`.
 pub(super) fn check_aligned(t: &mut Translator, addr: Val, log2: u8) {
     let low = t.b.iconst((1 << log2) - 1);
-    let fl = t.b.flags_of(Op::And, Width::W32, [addr, low, Val::NONE, Val::NONE]);
+    raise_if_set(t, addr, low);
+}
+
+/// Raises #GP(0) if any of the bits `mask` (32 bits) is set in `v`.
+fn raise_if_set(t: &mut Translator, v: Val, mask: Val) {
+    let fl = t.b.flags_of(Op::And, Width::W32, [v, mask, Val::NONE, Val::NONE]);
     let code = LEAVE_RAISE | u32::from(vector::GP);
     let kind = ExitKind::Leave { code, pc: Some(t.rip) };
     t.b.brcc(Cond::Ne, fl, Exit::new(kind, ExitHint::Jump));
