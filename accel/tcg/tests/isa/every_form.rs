@@ -1,7 +1,7 @@
 //! Each form of each instruction by itself, on random operands.
 
 use super::forms::{self, Want};
-use super::machine::{End, Machine};
+use super::machine::{self, End, Machine};
 use super::memory::{Arena, DATA_LEN, data, set_data};
 use super::native::{self, Regs, START};
 use super::rng::Rng;
@@ -25,6 +25,10 @@ pub const USER32: Mode = Mode::CPL0
     .union(Mode::LMA);
 
 const REPEATS: usize = 24;
+
+/// The mode of a 16-bit program with segments, under a 64-bit kernel.
+pub const USER16: Mode =
+    Mode::CPL0.union(Mode::CPL1).union(Mode::PE).union(Mode::LMA).union(Mode::SEGMENTED);
 
 /// The flags image of iced's flag bits.
 pub fn image(bits: u32) -> u64 {
@@ -50,13 +54,14 @@ pub fn text(insn: &Instruction) -> String {
 fn divides_badly(insn: &Instruction, regs: &Regs, data: &[u8]) -> bool {
     let signed = insn.mnemonic() == Mnemonic::Idiv;
     let (bits, divisor) = if insn.op0_kind() == OpKind::Memory {
-        let index = if insn.memory_index() == iced_x86::Register::None {
-            0
-        } else {
-            let small = if insn.memory_index() == iced_x86::Register::EBP { 5 } else { 12 };
-            regs.gpr[small] * u64::from(insn.memory_index_scale())
+        let part = |r: iced_x86::Register| match r {
+            iced_x86::Register::None => 0,
+            r => regs.gpr[r.full_register().number()],
         };
-        let at = regs.gpr[3] + index + insn.memory_displacement64() - super::memory::DATA;
+        let index = part(insn.memory_index()) * u64::from(insn.memory_index_scale());
+        let at = part(insn.memory_base()) + index + insn.memory_displacement64();
+        // Offsets from the data's start in 16-bit code.
+        let at = at.checked_sub(super::memory::DATA).unwrap_or(at);
         let mut v = [0; 8];
         let n = insn.memory_size().size();
         v[..n].copy_from_slice(&data[at as usize..at as usize + n]);
@@ -109,7 +114,7 @@ fn compare(
     regs: &Regs,
     memory: &[u8],
 ) {
-    let bits = if mode.contains(Mode::CODE64) { 64 } else { 32 };
+    let bits = machine::code_bits(mode);
     let traps = matches!(insn.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
         && divides_badly(insn, regs, memory);
     if std::env::var_os("ISA_TRACE").is_some() {
@@ -157,7 +162,7 @@ fn wants(code: Code, bits: u32) -> Vec<Want> {
 }
 
 fn every_form(m: &mut Machine, mode: Mode) -> usize {
-    let bits = if mode.contains(Mode::CODE64) { 64 } else { 32 };
+    let bits = machine::code_bits(mode);
     let mut guard = Arena::lock();
     let _ = guard.as_mut();
     let mut rng = Rng::new(1);
@@ -182,9 +187,7 @@ fn every_form(m: &mut Machine, mode: Mode) -> usize {
                     forms::registers32(&mut rng)
                 };
                 forms::settle(&mut insn, &mut regs, &mut rng);
-                if bits == 32 {
-                    regs.gpr.iter_mut().for_each(|v| *v &= u64::from(u32::MAX));
-                }
+                forms::narrow(&mut regs, bits);
                 let Some(bytes) = forms::encode(&insn, START, bits) else { continue };
                 let mut d = iced_x86::Decoder::with_ip(bits, &bytes, START, 0);
                 let insn = d.decode();
@@ -238,6 +241,22 @@ fn interpreter_32() {
 #[test]
 fn jit_32() {
     every_form(&mut Machine::jit(true), USER32);
+}
+
+#[test]
+fn interpreter_16() {
+    every_form(&mut Machine::interp(false), USER16);
+}
+
+#[test]
+fn jit_16() {
+    every_form(&mut Machine::jit(true), USER16);
+}
+
+/// Real mode differs from the above in how limits are checked.
+#[test]
+fn jit_16_real() {
+    every_form(&mut Machine::jit(true), Mode::SEGMENTED);
 }
 
 /// The same in real mode, whose limit checks are inline, with limits of 4 GiB.

@@ -49,8 +49,12 @@ pub struct Want {
 }
 
 fn register(rng: &mut Rng, bytes: usize, want: Want, rex: &mut Option<bool>) -> Register {
-    if want.bits == 32 {
-        let n = rng.below(8) as usize;
+    if want.bits < 64 {
+        let mut n = rng.below(8) as usize;
+        if want.bits == 16 && bytes > 1 && n == 4 {
+            // The upper half of the stack pointer is the host's.
+            n = 0;
+        }
         return if bytes == 1 { R8[n] } else { sized(n, bytes) };
     }
     if want.sequence {
@@ -92,6 +96,9 @@ fn register(rng: &mut Rng, bytes: usize, want: Want, rex: &mut Option<bool>) -> 
 }
 
 fn set_memory(insn: &mut Instruction, i: u32, rng: &mut Rng, want: Want, aligned: bool) {
+    if want.bits == 16 && rng.one_in(2) {
+        return set_memory16(insn, i, rng);
+    }
     let (base, index) = match want.bits {
         64 => (Register::RBX, Register::R12),
         _ => (Register::EBX, Register::EBP),
@@ -103,6 +110,20 @@ fn set_memory(insn: &mut Instruction, i: u32, rng: &mut Rng, want: Want, aligned
         insn.set_memory_index_scale(rng.pick(&[1, 2, 4, 8]));
     }
     let disp = if aligned { rng.below(8) * 16 } else { rng.below(0x100) };
+    insn.set_memory_displacement64(disp);
+    insn.set_memory_displ_size(u32::from(disp != 0));
+}
+
+/// 16-bit addressing.
+fn set_memory16(insn: &mut Instruction, i: u32, rng: &mut Rng) {
+    use Register::{BP, BX, DI, None, SI};
+    const FORMS: [(Register, Register); 8] =
+        [(BX, SI), (BX, DI), (BP, SI), (BP, DI), (SI, None), (DI, None), (BP, None), (BX, None)];
+    let (base, index) = rng.pick(&FORMS);
+    insn.set_op_kind(i, OpKind::Memory);
+    insn.set_memory_base(base);
+    insn.set_memory_index(index);
+    let disp = rng.below(0x100);
     insn.set_memory_displacement64(disp);
     insn.set_memory_displ_size(u32::from(disp != 0));
 }
@@ -182,11 +203,16 @@ pub fn build(code: Code, want: Want, rng: &mut Rng) -> Option<Instruction> {
         match kind {
             K::mem_offs => {
                 insn.set_op_kind(i, OpKind::Memory);
-                insn.set_memory_displacement64(DATA + rng.below(0x1000));
+                let base = if want.bits == 16 { 0 } else { DATA };
+                insn.set_memory_displacement64(base + rng.below(0x1000));
                 insn.set_memory_displ_size(want.bits / 8);
             }
             K::seg_rBX_al => {
-                let base = if want.bits == 64 { Register::RBX } else { Register::EBX };
+                let base = match want.bits {
+                    64 => Register::RBX,
+                    32 => Register::EBX,
+                    _ => Register::BX,
+                };
                 insn.set_op_kind(i, OpKind::Memory);
                 insn.set_memory_base(base);
                 insn.set_memory_index(Register::AL);
@@ -230,8 +256,10 @@ pub fn build(code: Code, want: Want, rng: &mut Rng) -> Option<Instruction> {
             }
             K::seg_rSI if want.bits == 64 => insn.set_op_kind(i, OpKind::MemorySegRSI),
             K::es_rDI if want.bits == 64 => insn.set_op_kind(i, OpKind::MemoryESRDI),
-            K::seg_rSI => insn.set_op_kind(i, OpKind::MemorySegESI),
-            K::es_rDI => insn.set_op_kind(i, OpKind::MemoryESEDI),
+            K::seg_rSI if want.bits == 32 => insn.set_op_kind(i, OpKind::MemorySegESI),
+            K::es_rDI if want.bits == 32 => insn.set_op_kind(i, OpKind::MemoryESEDI),
+            K::seg_rSI => insn.set_op_kind(i, OpKind::MemorySegSI),
+            K::es_rDI => insn.set_op_kind(i, OpKind::MemoryESDI),
             _ => return None,
         }
     }
@@ -244,6 +272,19 @@ pub fn encode(insn: &Instruction, rip: u64, bits: u32) -> Option<Vec<u8>> {
     let mut e = Encoder::new(bits);
     e.encode(insn, rip).ok()?;
     Some(e.take_buffer())
+}
+
+/// Cuts registers down to code of size `bits`: 32 bits, and for 16-bit code offsets from the data's
+/// start in place of addresses.
+pub fn narrow(regs: &mut Regs, bits: u32) {
+    for v in &mut regs.gpr {
+        if bits == 16 && (DATA..DATA + super::memory::DATA_LEN as u64).contains(v) {
+            *v -= DATA;
+        }
+        if bits < 64 {
+            *v &= u64::from(u32::MAX);
+        }
+    }
 }
 
 /// Registers for a case in 32-bit code, random but for the conventions.
@@ -281,11 +322,13 @@ pub fn settle(insn: &mut Instruction, regs: &mut Regs, rng: &mut Rng) {
         Bt | Bts | Btr | Btc if memory && insn.op1_kind() == OpKind::Register => {
             let r = insn.op1_register();
             let mut n = r.full_register().number();
-            if matches!(n, 3 | 5 | 12) {
+            if matches!(n, 3 | 5 | 6 | 7 | 12) {
                 n = 1;
                 insn.set_op1_register(sized(n, r.size()));
             }
-            regs.gpr[n] = (rng.below(0x2000) as i64 - 0x1000) as u64;
+            // BP is small: nothing lies below.
+            let low = if insn.memory_base() == Register::BP { 0 } else { 0x1000 };
+            regs.gpr[n] = (rng.below(0x2000) as i64 - low) as u64;
         }
         Aam => insn.set_immediate8(insn.immediate8().max(1)),
         Leave => regs.gpr[5] = DATA + 0x3000 + rng.below(64),
@@ -321,12 +364,24 @@ pub fn settle(insn: &mut Instruction, regs: &mut Regs, rng: &mut Rng) {
 pub fn is_integer(code: Code, bits: u32) -> bool {
     use Mnemonic::*;
     let op = code.op_code();
-    if !op.is_instruction() || if bits == 64 { !op.mode64() } else { !op.mode32() } {
+    if !op.is_instruction()
+        || match bits {
+            64 => !op.mode64(),
+            32 => !op.mode32(),
+            // PUSHAD shows the upper half of the stack pointer, which is the host's.
+            _ => !op.mode16() || code == Code::Pushad,
+        }
+    {
         return false;
     }
     if code.cpuid_features().iter().any(|&f| {
         matches!(f, CpuidFeature::MMX | CpuidFeature::SSE | CpuidFeature::SSE2 | CpuidFeature::KNC)
     }) {
+        return false;
+    }
+    // On the oldest 80486 only, and test registers until then.
+    let name = format!("{code:?}");
+    if name.starts_with("Cmpxchg486") || name.ends_with("_tr") || name.starts_with("Mov_tr") {
         return false;
     }
     if !matches!(op.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {

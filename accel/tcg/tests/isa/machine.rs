@@ -1,6 +1,6 @@
 //! The unit under test: front end, optionally the passes, and a back end, on a bare `Env`.
 
-use super::memory::{DATA, DATA_LEN, is_data, is_readable};
+use super::memory::{CODE, DATA, DATA_LEN, is_data, is_readable};
 use super::native::Regs;
 use std::sync::Arc;
 use tandem_jit::code::{Backend, EnvMem};
@@ -103,6 +103,11 @@ extern "C" fn lookup(_: *mut Env, _: u64) -> u64 {
     0
 }
 
+/// Code size in `mode`: 16, 32 or 64.
+pub fn code_bits(mode: Mode) -> u32 {
+    TbKey { rip: 0, cs_base: 0, mode }.code_bits()
+}
+
 /// The compiler's description of the translator, with flat memory behind it.
 pub fn target() -> Target {
     Target {
@@ -188,16 +193,22 @@ impl Machine {
 
     /// Runs `code` at `at` in mode `mode` until it comes to its end or something else happens.
     pub fn run(&mut self, code: &[u8], at: u64, mode: Mode, regs: &Regs) -> Outcome {
-        let end = at + code.len() as u64;
+        // 16-bit code has segments of its own.
+        let small = code_bits(mode) == 16;
+        let (cs_base, data_base) = if small { (CODE, DATA) } else { (0, 0) };
+        let start = at - cs_base;
+        let end = start + code.len() as u64;
         let env = self.env();
         env.cpu.gpr = regs.gpr;
-        env.cpu.rip = at;
+        env.cpu.rip = start;
+        env.cpu.seg_base = [data_base; 6];
+        env.cpu.seg_base[1] = cs_base;
         env.cpu.eflags = rflags::ONE | rflags::IF;
         env.cpu.cr0 = 1;
         for s in &mut env.cpu.seg {
             // A present, writable data segment of 4 GiB for CPL 3.
             s.attr = 0xf3;
-            s.limit = u32::MAX;
+            s.limit = if small { DATA_LEN as u32 - 1 } else { u32::MAX };
         }
         env.set_eflags(regs.flags, rflags::ARITH | rflags::DF);
         env.core.mode = mode.bits();
@@ -208,7 +219,7 @@ impl Machine {
             if rip == end {
                 return self.outcome(End::Done);
             }
-            let key = TbKey { rip, cs_base: 0, mode };
+            let key = TbKey { rip, cs_base, mode };
             let mut bytes = Bytes { code, at };
             let made = self.front.translate(&mut bytes, key, Limits::default(), &mut self.block);
             if let Err(e) = made {

@@ -116,8 +116,10 @@ fn is_far(insn: &Instruction) -> bool {
 fn other(t: &mut Translator, insn: &Instruction) -> bool {
     use Mnemonic::*;
     match insn.mnemonic() {
+        // Hints. RDSSP is one while shadow stacks are off.
         Nop | Pause | Endbr64 | Endbr32 | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2
-        | Prefetchw | Prefetch | Prefetchwt1 | Reservednop | Cldemote => {}
+        | Prefetchw | Prefetch | Prefetchwt1 | Reservednop | Cldemote | Prefetchit0
+        | Prefetchit1 | Rdsspd | Rdsspq => {}
         Lfence | Serialize => {}
         Mfence | Sfence => t.b.push(Inst::new(Op::Fence, Width::W64)),
         // The line must be readable; nothing else happens.
