@@ -35,10 +35,14 @@ impl Terminal {
         let slave = &self.slave;
         let end = || Stdio::from(slave.try_clone().expect("a descriptor"));
         command.stdin(end()).stdout(end()).stderr(end());
-        // SAFETY: both calls are async-signal-safe. A session of its own makes the terminal the
-        // controlling one, so that its keys can raise signals.
+        // SAFETY: all calls are async-signal-safe. A session of its own makes the terminal the
+        // controlling one, so that its keys can raise signals; and a shell that runs the tests in
+        // the background may have left signals ignored, which a person's shell does not.
         unsafe {
             command.pre_exec(|| {
+                for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
                 libc::setsid();
                 libc::ioctl(0, libc::TIOCSCTTY, 0);
                 Ok(())
