@@ -715,6 +715,33 @@ fn gathers_and_scatters() {
     indexed_forms(&mut Machine::jit(true));
 }
 
+/// MXCSR goes to memory and back; a reserved bit raises #GP(0).
+#[test]
+fn mxcsr() {
+    let mut guard = Arena::lock();
+    let _ = guard.as_mut();
+    // ldmxcsr [rbx]; stmxcsr [rbx+4]
+    let bytes = [0x0f, 0xae, 0x13, 0x0f, 0xae, 0x5b, 0x04];
+    for mut m in [Machine::interp(false), Machine::jit(true)] {
+        for (value, fails) in [(0x9fc0u32, false), (0x1_1f80, true)] {
+            let mut mem = vec![0; DATA_LEN];
+            mem[0x1000..0x1004].copy_from_slice(&value.to_le_bytes());
+            set_data(&mem);
+            let mut regs = Regs::default();
+            regs.gpr[3] = BASE;
+            m.env().core.mxcsr = 0x1f80;
+            let got = m.run(&bytes, START, USER, &regs);
+            if fails {
+                assert_eq!(got.end, End::Left(tandem_tcg::exec::leave::RAISE | 13));
+                assert_eq!((got.rip, m.env().core.mxcsr), (START, 0x1f80));
+            } else {
+                assert_eq!((got.end, m.env().core.mxcsr), (End::Done, value));
+                assert_eq!(data()[0x1004..0x1008], value.to_le_bytes());
+            }
+        }
+    }
+}
+
 /// A legacy instruction on misaligned memory raises #GP(0); one that does not mind does not.
 #[test]
 fn misaligned_operands() {
