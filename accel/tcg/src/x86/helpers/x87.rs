@@ -7,7 +7,7 @@ use crate::x86::exception::Exception;
 use crate::x86::mode::Mode;
 use crate::x86::x87::host::{Load, Op, Store};
 use crate::x86::x87::ops::{self, Source};
-use crate::x86::x87::{self, CW_FIXED, CW_MASK};
+use crate::x86::x87::{self, CW_FIXED, CW_MASK, F80};
 use crate::x86::xsave::{self, Save};
 use crate::x86::{Cpu, Env};
 
@@ -203,7 +203,7 @@ pub extern "C" fn x87(p: *mut Env, what: u64, rip: u64, lo: u64, hi: u64) -> u64
         }
         Action::Test => ops::test(c),
         Action::Examine => ops::examine(c),
-        Action::Chs => ops::sign(c, 0x80, 0x80),
+        Action::Chs => ops::sign(c, 0x8000, 0x8000),
         Action::Abs => ops::sign(c, 0, 0),
         Action::Unary => ops::unary(c, op(n)),
         Action::BinaryPop => ops::binary_pop(c, op(n)),
@@ -220,7 +220,7 @@ pub extern "C" fn x87(p: *mut Env, what: u64, rip: u64, lo: u64, hi: u64) -> u64
 pub extern "C" fn x87_load_80(p: *mut Env, what: u64, rip: u64, lo: u64, hi: u64) -> u64 {
     let c = &mut env(p).cpu;
     pointers(c, what, rip);
-    ops::push(c, x87::from_parts(lo, hi as u16));
+    ops::push(c, F80 { sig: lo, exp: hi as u16 });
     0
 }
 
@@ -241,7 +241,11 @@ pub extern "C" fn x87_store(p: *mut Env, what: u64, rip: u64, addr: u64) -> u64 
     let c = &mut env.cpu;
     let bytes = match to {
         Some(to) => ops::store(c, to).map(u128::to_le_bytes),
-        None => ops::store_80(c),
+        None => ops::store_80(c).map(|v| {
+            let mut b = [0; 16];
+            v.to_bytes(&mut b);
+            b
+        }),
     };
     let Some(bytes) = bytes else { return 0 };
     if what >> 20 & 1 != 0 {

@@ -12,9 +12,11 @@
 //! the host's stack in disorder, which FNINIT puts right.
 
 use super::F80;
+#[cfg(target_arch = "x86_64")]
+use std::cell::Cell;
 
 /// Result of an operation.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Out {
     /// ST(0) afterwards.
     pub r0: F80,
@@ -116,16 +118,22 @@ enum Around {
     Everything,
 }
 
+#[cfg(target_arch = "x86_64")]
+thread_local! {
+    /// Exception flags that this thread's unit may have set. All ones at first: nobody knows.
+    /// (Nothing else in this process computes in 80 bits.)
+    static STICKY: Cell<u16> = const { Cell::new(!0) };
+}
+
 /// Gets ready for an operation under control word `cw`; `have` is the guest's status word.
 #[cfg(target_arch = "x86_64")]
 fn prepare(cw: u16, have: u16) -> Around {
     if cw & super::EXCEPTIONS != super::EXCEPTIONS {
         return Around::Everything;
     }
-    let mut sw = 0u16;
-    x87_asm!("fnstsw ax", "mov [{sw}], ax"; sw = in(reg) &mut sw);
-    if sw & (super::EXCEPTIONS | super::SF) & !have != 0 {
+    if STICKY.get() & !have != 0 {
         x87_asm!("fnclex"; in("cx") 0u16);
+        STICKY.set(0);
     }
     if cw == HOST_CW { Around::Nothing } else { Around::ControlWord }
 }
@@ -150,9 +158,10 @@ macro_rules! surrounded {
     };
 }
 
-/// Puts the host's unit in order after an operation that did not complete.
+/// Remembers the flags an operation has left, and puts the unit in order if it did not complete.
 #[cfg(target_arch = "x86_64")]
-fn clean_up(sw: u16) {
+fn finish(sw: u16) {
+    STICKY.set(sw & (super::EXCEPTIONS | super::SF));
     if sw & super::ES != 0 {
         x87_asm!("fninit"; in("cx") 0u16);
     }
@@ -161,7 +170,7 @@ fn clean_up(sw: u16) {
 /// Runs `op` under control word `cw`; `have` is the guest's status word.
 #[cfg(target_arch = "x86_64")]
 pub fn run(op: Op, a: &F80, b: &F80, cw: u16, have: u16) -> Out {
-    let mut out = Out { r0: [0; 16], r1: [0; 16], sw: 0 };
+    let mut out = Out::default();
     let around = prepare(cw, have);
     macro_rules! go {
         ($loads:literal, $insn:literal, $stores:literal) => {
@@ -235,7 +244,7 @@ pub fn run(op: Op, a: &F80, b: &F80, cw: u16, have: u16) -> Out {
         Op::SinCos => twofold!("fsincos"),
         Op::Extract => twofold!("fxtract"),
     }
-    clean_up(out.sw);
+    finish(out.sw);
     out
 }
 
@@ -243,7 +252,7 @@ pub fn run(op: Op, a: &F80, b: &F80, cw: u16, have: u16) -> Out {
 /// would raise exceptions that the operation, finding a worse one, does not.)
 #[cfg(target_arch = "x86_64")]
 pub fn run_memory(op: Op, a: &F80, from: Load, m: u64, cw: u16, have: u16) -> Out {
-    let mut out = Out { r0: [0; 16], r1: [0; 16], sw: 0 };
+    let mut out = Out::default();
     let around = prepare(cw, have);
     macro_rules! go {
         ($insn:expr) => {
@@ -273,14 +282,14 @@ pub fn run_memory(op: Op, a: &F80, from: Load, m: u64, cw: u16, have: u16) -> Ou
         Op::DivR => sized!("fdivr", "fidivr"),
         _ => sized!("fcom", "ficom"),
     }
-    clean_up(out.sw);
+    finish(out.sw);
     out
 }
 
 /// Converts from memory format: `lo` holds up to 8 bytes, `hi` the rest of a BCD number.
 #[cfg(target_arch = "x86_64")]
 pub fn load(from: Load, lo: u64, hi: u64, cw: u16, have: u16) -> Out {
-    let mut out = Out { r0: [0; 16], r1: [0; 16], sw: 0 };
+    let mut out = Out::default();
     let around = prepare(cw, have);
     let m = u128::from(hi) << 64 | u128::from(lo);
     macro_rules! go {
@@ -300,7 +309,7 @@ pub fn load(from: Load, lo: u64, hi: u64, cw: u16, have: u16) -> Out {
         Load::I64 => go!("fild qword ptr [{m}]"),
         Load::Bcd => go!("fbld tbyte ptr [{m}]"),
     }
-    clean_up(out.sw);
+    finish(out.sw);
     out
 }
 
@@ -329,14 +338,14 @@ pub fn store(to: Store, a: &F80, cw: u16, have: u16) -> (u128, u16) {
         Store::I64Trunc => go!("fisttp qword ptr [{m}]"),
         Store::Bcd => go!("fbstp tbyte ptr [{m}]"),
     }
-    clean_up(sw);
+    finish(sw);
     (m, sw)
 }
 
 /// The constants 1, log2(10), log2(e), pi, log10(2), ln(2), 0 under the rounding of `cw`.
 #[cfg(target_arch = "x86_64")]
 pub fn constant(n: u8, cw: u16) -> F80 {
-    let mut r: F80 = [0; 16];
+    let mut r = F80::default();
     macro_rules! go {
         ($insn:literal) => {
             if cw == HOST_CW {
@@ -367,7 +376,7 @@ pub fn constant(n: u8, cw: u16) -> F80 {
 mod absent {
     use super::{F80, Load, Op, Out, Store};
 
-    const NOTHING: Out = Out { r0: [0; 16], r1: [0; 16], sw: 0 };
+    const NOTHING: Out = Out { r0: F80 { sig: 0, exp: 0 }, r1: F80 { sig: 0, exp: 0 }, sw: 0 };
 
     pub fn run(_: Op, _: &F80, _: &F80, _: u16, _: u16) -> Out {
         NOTHING
@@ -382,7 +391,7 @@ mod absent {
         (0, 0)
     }
     pub fn constant(_: u8, _: u16) -> F80 {
-        [0; 16]
+        NOTHING.r0
     }
 }
 #[cfg(not(target_arch = "x86_64"))]
@@ -391,7 +400,7 @@ pub use absent::{constant, load, run, run_memory, store};
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]
 mod tests {
-    use super::super::{CW_INIT, ES, IE, PE, ZE, from_parts};
+    use super::super::{CW_INIT, ES, IE, PE, ZE};
     use super::*;
 
     fn f(v: f64) -> F80 {
@@ -430,7 +439,7 @@ mod tests {
         let unmasked = CW_INIT & !ZE;
         let r = run(Op::Div, &one, &zero, unmasked, 0);
         assert_eq!(r.sw & (ZE | ES), ZE | ES);
-        let snan = from_parts(0x8000_0000_0000_0001, 0x7fff);
+        let snan = F80 { sig: 0x8000_0000_0000_0001, exp: 0x7fff };
         assert_ne!(run(Op::Add, &snan, &one, CW_INIT & !IE, 0).sw & ES, 0);
         assert_ne!(load(Load::F32, 0x7f80_0001, 0, CW_INIT & !IE, 0).sw & ES, 0);
         assert_ne!(store(Store::I16, &f(1e9), CW_INIT & !IE, 0).1 & ES, 0);

@@ -13,8 +13,16 @@ pub mod ops;
 
 use super::Cpu;
 
-/// An 80-bit register: significand in the low 8 bytes, sign and exponent in the next two.
-pub type F80 = [u8; 16];
+/// An 80-bit register. (Two scalars, so that copies move them as such: the unit stores and loads the
+/// two parts separately, and a wider access would wait for both.)
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct F80 {
+    /// Significand, with its integer bit.
+    pub sig: u64,
+    /// Sign and exponent.
+    pub exp: u16,
+}
 
 /// Status word: invalid operation.
 pub const IE: u16 = 1;
@@ -108,33 +116,32 @@ pub enum Class {
     Denormal,
 }
 
-/// The class of `r`.
-pub fn classify(r: &F80) -> Class {
-    let (sig, exp) = parts(r);
-    let integer = sig >> 63 != 0;
-    match (exp & 0x7fff, integer) {
-        (0, _) if sig == 0 => Class::Zero,
-        (0, _) => Class::Denormal,
-        (_, false) => Class::Unsupported,
-        (0x7fff, _) if sig << 1 == 0 => Class::Infinity,
-        (0x7fff, _) => Class::Nan,
-        _ => Class::Normal,
+impl F80 {
+    /// From the bytes in memory.
+    pub fn from_bytes(b: &[u8]) -> F80 {
+        let mut sig = [0; 8];
+        sig.copy_from_slice(&b[..8]);
+        F80 { sig: u64::from_le_bytes(sig), exp: u16::from_le_bytes([b[8], b[9]]) }
     }
-}
 
-/// Significand, and sign with exponent.
-pub fn parts(r: &F80) -> (u64, u16) {
-    let mut sig = [0; 8];
-    sig.copy_from_slice(&r[..8]);
-    (u64::from_le_bytes(sig), u16::from_le_bytes([r[8], r[9]]))
-}
+    /// Writes the ten bytes.
+    pub fn to_bytes(self, b: &mut [u8]) {
+        b[..8].copy_from_slice(&self.sig.to_le_bytes());
+        b[8..10].copy_from_slice(&self.exp.to_le_bytes());
+    }
 
-/// A register from significand, and sign with exponent.
-pub fn from_parts(sig: u64, exp: u16) -> F80 {
-    let mut r = [0; 16];
-    r[..8].copy_from_slice(&sig.to_le_bytes());
-    r[8..10].copy_from_slice(&exp.to_le_bytes());
-    r
+    /// What kind of value it is.
+    pub fn class(self) -> Class {
+        let integer = self.sig >> 63 != 0;
+        match (self.exp & 0x7fff, integer) {
+            (0, _) if self.sig == 0 => Class::Zero,
+            (0, _) => Class::Denormal,
+            (_, false) => Class::Unsupported,
+            (0x7fff, _) if self.sig << 1 == 0 => Class::Infinity,
+            (0x7fff, _) => Class::Nan,
+            _ => Class::Normal,
+        }
+    }
 }
 
 /// The tag word with two bits for each register, as FNSTENV stores it.
@@ -143,7 +150,7 @@ pub fn full_tags(c: &Cpu) -> u16 {
         let tag = if c.ftag_empty >> i & 1 != 0 {
             3
         } else {
-            match classify(&c.fpr[i]) {
+            match F80::from_bytes(&c.fpr[i]).class() {
                 Class::Normal => 0,
                 Class::Zero => 1,
                 _ => 2,

@@ -5,18 +5,10 @@
 //! the front end looks at ES.
 
 use super::host::{self, Load, Op, Store};
-use super::{
-    BUSY, C0, C1, C2, C3, Class, Cpu, DE, ES, EXCEPTIONS, F80, IE, SF, ZE, classify, physical,
-};
+use super::{BUSY, C0, C1, C2, C3, Class, Cpu, DE, ES, EXCEPTIONS, F80, IE, SF, ZE, physical};
 
 /// The default NaN that masked invalid operations give ("real indefinite").
-const INDEFINITE: F80 = from_parts_const(0xc000_0000_0000_0000, 0xffff);
-
-const fn from_parts_const(sig: u64, exp: u16) -> F80 {
-    let s = sig.to_le_bytes();
-    let e = exp.to_le_bytes();
-    [s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], e[0], e[1], 0, 0, 0, 0, 0, 0]
-}
+const INDEFINITE: F80 = F80 { sig: 0xc000_0000_0000_0000, exp: 0xffff };
 
 /// Where an arithmetic instruction's other operand is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,12 +25,12 @@ impl Cpu {
     }
 
     fn st(&self, i: usize) -> F80 {
-        self.fpr[physical(self, i)]
+        F80::from_bytes(&self.fpr[physical(self, i)])
     }
 
     fn set_st(&mut self, i: usize, v: F80) {
         let p = physical(self, i);
-        self.fpr[p] = v;
+        v.to_bytes(&mut self.fpr[p]);
         self.ftag_empty &= !(1 << p);
     }
 
@@ -240,7 +232,7 @@ pub fn examine(c: &mut Cpu) {
     let codes = if c.st_empty(0) {
         C3 | C0
     } else {
-        match classify(&v) {
+        match v.class() {
             Class::Unsupported => 0,
             Class::Nan => C0,
             Class::Normal => C2,
@@ -249,12 +241,12 @@ pub fn examine(c: &mut Cpu) {
             Class::Denormal => C3 | C2,
         }
     };
-    let sign = if v[9] & 0x80 != 0 { C1 } else { 0 };
+    let sign = if v.exp >> 15 != 0 { C1 } else { 0 };
     c.fsw = c.fsw & !(C3 | C2 | C1 | C0) | codes | sign;
 }
 
 /// FCHS and FABS: `keep` and `flip` the sign bit.
-pub fn sign(c: &mut Cpu, keep: u8, flip: u8) {
+pub fn sign(c: &mut Cpu, keep: u16, flip: u16) {
     if c.st_empty(0) {
         if c.stack_fault(false) {
             c.set_st(0, INDEFINITE);
@@ -263,7 +255,7 @@ pub fn sign(c: &mut Cpu, keep: u8, flip: u8) {
     }
     c.clear_c1();
     let mut v = c.st(0);
-    v[9] = v[9] & (0x7f | keep) ^ flip;
+    v.exp = v.exp & (0x7fff | keep) ^ flip;
     c.set_st(0, v);
 }
 
@@ -284,7 +276,7 @@ pub fn unary(c: &mut Cpu, op: Op) {
     // The condition codes of FPREM are parts of its result; C2 of FSIN says "out of range".
     let codes = match op {
         // No quotient: the result is a NaN, or the operation does not complete.
-        Op::Rem | Op::Rem1 if out.sw & !c.fcw & EARLY != 0 || classify(&out.r0) == Class::Nan => C2,
+        Op::Rem | Op::Rem1 if out.sw & !c.fcw & EARLY != 0 || out.r0.class() == Class::Nan => C2,
         Op::Rem | Op::Rem1 => C0 | C1 | C2 | C3,
         Op::Sin | Op::Cos => C2,
         _ => 0,
