@@ -6,7 +6,7 @@
 
 use super::{Info, may_fault};
 use crate::ir::eval::{CF, FLAGS, OF, is_pure, shift_count};
-use crate::ir::{Block, Cond, Inst, Op, Slot, Val, effect};
+use crate::ir::{Block, Cond, Inst, OPS, Op, Slot, Val, Width, effect};
 use crate::target::Target;
 
 /// The globals that will be written again before anything can look at them.
@@ -36,6 +36,51 @@ impl Overwritten {
     }
 }
 
+/// What the pass asks of an operation, in a few bits: the operation table, digested.
+mod trait_bit {
+    /// Inputs a–d are flags: bits 0–3.
+    pub const FLAGS_IN: u8 = 0xf;
+    /// Has results that may be absent.
+    pub const OPTIONAL: u8 = 1 << 4;
+    /// No effects: goes if no result is used.
+    pub const REMOVABLE: u8 = 1 << 5;
+    /// Can be looked at from outside, depending on more than the operation.
+    pub const MAY_OBSERVE: u8 = 1 << 6;
+    /// Computes its results from its inputs alone.
+    pub const PURE: u8 = 1 << 7;
+}
+
+static TRAITS: [u8; Op::ALL.len()] = {
+    let mut t = [0; Op::ALL.len()];
+    let mut i = 0;
+    while i < t.len() {
+        let (op, info) = (Op::ALL[i], &OPS[i]);
+        let mut k = 0;
+        while k < 4 {
+            if matches!(info.ins[k], Slot::Flags | Slot::OptFlags) {
+                t[i] |= 1 << k;
+            }
+            k += 1;
+        }
+        if matches!(info.dst, Slot::OptVal)
+            || matches!(info.dst2, Slot::OptVal)
+            || matches!(info.fl, Slot::OptFlags)
+        {
+            t[i] |= trait_bit::OPTIONAL;
+        }
+        if info.effects == effect::NONE {
+            t[i] |= trait_bit::REMOVABLE;
+        } else if !matches!(op, Op::InsnStart | Op::StEnv | Op::Fence) {
+            t[i] |= trait_bit::MAY_OBSERVE;
+        }
+        if is_pure(op) {
+            t[i] |= trait_bit::PURE;
+        }
+        i += 1;
+    }
+    t
+};
+
 /// Removes dead instructions and results; leaves `uses` and `demand` of every value up to date.
 pub(super) fn sweep(block: &mut Block, target: &Target, vals: &mut [Info]) {
     for v in vals.iter_mut() {
@@ -47,7 +92,8 @@ pub(super) fn sweep(block: &mut Block, target: &Target, vals: &mut [Info]) {
     // Kept instructions gather at the end, in order.
     let mut keep = end;
     for at in (0..end).rev() {
-        let mut inst = block.insts[at];
+        let inst = &mut block.insts[at];
+        let traits = TRAITS[inst.op as usize];
         match inst.op {
             Op::Put => {
                 if overwritten.has(inst.imm) {
@@ -55,26 +101,45 @@ pub(super) fn sweep(block: &mut Block, target: &Target, vals: &mut [Info]) {
                 }
                 overwritten.add(inst.imm);
             }
-            Op::Get if vals[inst.dst.index()].uses == 0 => continue,
+            Op::Get if !used(inst.dst, vals) => continue,
             Op::Get => overwritten.remove(inst.imm),
             _ => {
-                if drop_results(&mut inst, vals) {
+                if traits & trait_bit::REMOVABLE != 0
+                    && !used(inst.dst, vals)
+                    && !used(inst.dst2, vals)
+                    && !used(inst.fl, vals)
+                {
                     continue;
                 }
-                match inst.op {
-                    Op::Exit => overwritten = Overwritten::after(block, &inst),
-                    Op::BrCc => overwritten.both(Overwritten::after(block, &inst)),
-                    _ if observes(block, &inst, target) => overwritten = Overwritten::default(),
-                    _ => {}
+                drop_results(inst, traits, vals);
+                if traits & trait_bit::MAY_OBSERVE != 0 {
+                    let inst = *inst;
+                    match inst.op {
+                        Op::Exit => overwritten = Overwritten::after(block, &inst),
+                        Op::BrCc => overwritten.both(Overwritten::after(block, &inst)),
+                        _ if observes(block, &inst, target) => {
+                            overwritten = Overwritten::default();
+                        }
+                        _ => {}
+                    }
                 }
             }
         }
-        count_uses(&inst, vals);
+        count_uses(&block.insts[at], traits, vals);
         keep -= 1;
-        block.insts[keep] = inst;
+        if keep != at {
+            block.insts[keep] = block.insts[at];
+        }
     }
-    block.insts.copy_within(keep.., 0);
-    block.insts.truncate(end - keep);
+    if keep != 0 {
+        block.insts.copy_within(keep.., 0);
+        block.insts.truncate(end - keep);
+    }
+}
+
+/// Whether `v` is a value that someone uses.
+fn used(v: Val, vals: &[Info]) -> bool {
+    vals.get(v.index()).is_some_and(|i| i.uses != 0)
 }
 
 /// Whether the globals can be looked at from outside at this instruction.
@@ -90,35 +155,32 @@ fn observes(block: &Block, inst: &Inst, target: &Target) -> bool {
     effects.reads_globals || effects.writes_globals
 }
 
-/// Clears results that are not used, and inputs that only served them. `true` if the whole
-/// instruction can go.
-fn drop_results(inst: &mut Inst, vals: &[Info]) -> bool {
-    let used = |v: Val| v.is_some() && vals[v.index()].uses != 0;
-    let info = inst.op.info();
-    if info.fl == Slot::OptFlags && !used(inst.fl) {
-        inst.fl = Val::NONE;
-    }
-    if info.dst == Slot::OptVal && !used(inst.dst) {
-        inst.dst = Val::NONE;
-    }
-    if info.dst2 == Slot::OptVal && !used(inst.dst2) {
-        inst.dst2 = Val::NONE;
-    }
-    if info.effects == effect::NONE && !used(inst.dst) && !used(inst.dst2) && !used(inst.fl) {
-        return true;
-    }
-    drop_flags_input(inst, vals);
-    if is_pure(inst.op) && !inst.fl.is_some() && !inst.dst2.is_some() && inst.dst.is_some() {
-        let v = &vals[inst.dst.index()];
-        if v.known {
-            *inst = Inst {
-                dst: inst.dst,
-                imm: v.constant,
-                ..Inst::new(Op::Const, crate::ir::Width::W64)
-            };
+/// Clears results that are not used, and inputs that only served them; turns an instruction whose
+/// one result is known into a constant.
+fn drop_results(inst: &mut Inst, traits: u8, vals: &[Info]) {
+    if traits & trait_bit::OPTIONAL != 0 {
+        let info = inst.op.info();
+        if info.fl == Slot::OptFlags && !used(inst.fl, vals) {
+            inst.fl = Val::NONE;
+        }
+        if info.dst == Slot::OptVal && !used(inst.dst, vals) {
+            inst.dst = Val::NONE;
+        }
+        if info.dst2 == Slot::OptVal && !used(inst.dst2, vals) {
+            inst.dst2 = Val::NONE;
         }
     }
-    false
+    if traits & trait_bit::FLAGS_IN != 0 {
+        drop_flags_input(inst, vals);
+    }
+    if traits & trait_bit::PURE != 0 && !inst.fl.is_some() && !inst.dst2.is_some() {
+        match vals.get(inst.dst.index()) {
+            Some(v) if v.known => {
+                *inst = Inst { dst: inst.dst, imm: v.constant, ..Inst::new(Op::Const, Width::W64) };
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Drops the flags input of an operation that needs it only to complete its own flags result, if
@@ -145,8 +207,16 @@ fn drop_flags_input(inst: &mut Inst, vals: &[Info]) {
 }
 
 /// Counts the instruction's inputs as uses and passes on its demand for flags.
-fn count_uses(inst: &Inst, vals: &mut [Info]) {
-    let own = if inst.fl.is_some() { u64::from(vals[inst.fl.index()].demand) } else { 0 };
+fn count_uses(inst: &Inst, traits: u8, vals: &mut [Info]) {
+    for v in inst.ins {
+        if let Some(info) = vals.get_mut(v.index()) {
+            info.uses = info.uses.saturating_add(1);
+        }
+    }
+    if traits & trait_bit::FLAGS_IN == 0 {
+        return;
+    }
+    let own = vals.get(inst.fl.index()).map_or(0, |i| u64::from(i.demand));
     let wanted = match inst.op {
         Op::BrCc | Op::SetCc | Op::SelCc => Cond::from_code(inst.cond).reads(),
         Op::Adc | Op::Sbb | Op::Inc | Op::Dec => CF,
@@ -155,12 +225,9 @@ fn count_uses(inst: &Inst, vals: &mut [Info]) {
         Op::FlagsImg => FLAGS,
         _ => own,
     } as u16;
-    let slots = inst.op.info().ins;
-    for (v, slot) in inst.ins.into_iter().zip(slots) {
-        if v.is_some() {
-            let info = &mut vals[v.index()];
-            info.uses = info.uses.saturating_add(1);
-            if matches!(slot, Slot::Flags | Slot::OptFlags) {
+    for (k, v) in inst.ins.into_iter().enumerate() {
+        if traits >> k & 1 != 0 {
+            if let Some(info) = vals.get_mut(v.index()) {
                 info.demand |= wanted;
             }
         }
