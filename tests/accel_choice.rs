@@ -28,9 +28,11 @@ fn as_nobody(accel: Option<&str>) -> Option<Output> {
     }
     let dir = Dir::new(&format!("nobody-{}", accel.unwrap_or("default").replace(':', "-")));
     let image = dir.file("guest", &Flat::default().out(0x605, 0x20).halt().0);
-    // The build directory may be closed to others.
+    // The build directory may be closed to others. Another process copies, because a file that
+    // this one has open for writing when another test forks cannot be run for a while.
     let program = dir.path("tandem");
-    std::fs::copy(env!("CARGO_BIN_EXE_tandem"), &program).unwrap();
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_tandem")).arg(&program).status();
+    assert!(copied.is_ok_and(|s| s.success()), "cannot copy the binary");
     let mut command = Command::new(program);
     command.args(run(&["--kernel", &image, "--kernel-format", "flat", "-m", "16M"]).get_args());
     command.args(accel.map(|a| ["--accel", a]).into_iter().flatten());
