@@ -199,72 +199,86 @@ pub fn build(code: Code, want: Want, rng: &mut Rng) -> Option<Instruction> {
             insn.set_op_register(i, fixed);
             continue;
         }
-        let imm = rng.value();
-        match kind {
-            K::mem_offs => {
-                insn.set_op_kind(i, OpKind::Memory);
-                let base = if want.bits == 16 { 0 } else { DATA };
-                insn.set_memory_displacement64(base + rng.below(0x1000));
-                insn.set_memory_displ_size(want.bits / 8);
-            }
-            K::seg_rBX_al => {
-                let base = match want.bits {
-                    64 => Register::RBX,
-                    32 => Register::EBX,
-                    _ => Register::BX,
-                };
-                insn.set_op_kind(i, OpKind::Memory);
-                insn.set_memory_base(base);
-                insn.set_memory_index(Register::AL);
-            }
-            K::mem => set_memory(&mut insn, i, rng, want, aligned),
-            K::imm8 => {
-                insn.set_op_kind(i, OpKind::Immediate8);
-                insn.set_immediate8(imm as u8);
-            }
-            K::imm8_const_1 => {
-                insn.set_op_kind(i, OpKind::Immediate8);
-                insn.set_immediate8(1);
-            }
-            K::imm8sex16 => {
-                insn.set_op_kind(i, OpKind::Immediate8to16);
-                insn.set_immediate8to16(imm as i8 as i16);
-            }
-            K::imm8sex32 => {
-                insn.set_op_kind(i, OpKind::Immediate8to32);
-                insn.set_immediate8to32(imm as i8 as i32);
-            }
-            K::imm8sex64 => {
-                insn.set_op_kind(i, OpKind::Immediate8to64);
-                insn.set_immediate8to64(imm as i8 as i64);
-            }
-            K::imm16 => {
-                insn.set_op_kind(i, OpKind::Immediate16);
-                insn.set_immediate16(imm as u16);
-            }
-            K::imm32 => {
-                insn.set_op_kind(i, OpKind::Immediate32);
-                insn.set_immediate32(imm as u32);
-            }
-            K::imm32sex64 => {
-                insn.set_op_kind(i, OpKind::Immediate32to64);
-                insn.set_immediate32to64(imm as i32 as i64);
-            }
-            K::imm64 => {
-                insn.set_op_kind(i, OpKind::Immediate64);
-                insn.set_immediate64(imm);
-            }
-            K::seg_rSI if want.bits == 64 => insn.set_op_kind(i, OpKind::MemorySegRSI),
-            K::es_rDI if want.bits == 64 => insn.set_op_kind(i, OpKind::MemoryESRDI),
-            K::seg_rSI if want.bits == 32 => insn.set_op_kind(i, OpKind::MemorySegESI),
-            K::es_rDI if want.bits == 32 => insn.set_op_kind(i, OpKind::MemoryESEDI),
-            K::seg_rSI => insn.set_op_kind(i, OpKind::MemorySegSI),
-            K::es_rDI => insn.set_op_kind(i, OpKind::MemoryESDI),
-            _ => return None,
-        }
+        implied(&mut insn, i, kind, want, aligned, rng)?;
     }
     insn.set_has_lock_prefix(want.lock);
     Some(insn)
+}
+
+/// Sets operand `i` of a kind that is neither a register nor a register-or-memory operand.
+fn implied(
+    insn: &mut Instruction,
+    i: u32,
+    kind: OpCodeOperandKind,
+    want: Want,
+    aligned: bool,
+    rng: &mut Rng,
+) -> Option<()> {
+    use OpCodeOperandKind as K;
+    let imm = rng.value();
+    match kind {
+        K::mem_offs => {
+            insn.set_op_kind(i, OpKind::Memory);
+            let base = if want.bits == 16 { 0 } else { DATA };
+            insn.set_memory_displacement64(base + rng.below(0x1000));
+            insn.set_memory_displ_size(want.bits / 8);
+        }
+        K::seg_rBX_al => {
+            let base = match want.bits {
+                64 => Register::RBX,
+                32 => Register::EBX,
+                _ => Register::BX,
+            };
+            insn.set_op_kind(i, OpKind::Memory);
+            insn.set_memory_base(base);
+            insn.set_memory_index(Register::AL);
+        }
+        K::mem => set_memory(insn, i, rng, want, aligned),
+        K::imm8 => {
+            insn.set_op_kind(i, OpKind::Immediate8);
+            insn.set_immediate8(imm as u8);
+        }
+        K::imm8_const_1 => {
+            insn.set_op_kind(i, OpKind::Immediate8);
+            insn.set_immediate8(1);
+        }
+        K::imm8sex16 => {
+            insn.set_op_kind(i, OpKind::Immediate8to16);
+            insn.set_immediate8to16(imm as i8 as i16);
+        }
+        K::imm8sex32 => {
+            insn.set_op_kind(i, OpKind::Immediate8to32);
+            insn.set_immediate8to32(imm as i8 as i32);
+        }
+        K::imm8sex64 => {
+            insn.set_op_kind(i, OpKind::Immediate8to64);
+            insn.set_immediate8to64(imm as i8 as i64);
+        }
+        K::imm16 => {
+            insn.set_op_kind(i, OpKind::Immediate16);
+            insn.set_immediate16(imm as u16);
+        }
+        K::imm32 => {
+            insn.set_op_kind(i, OpKind::Immediate32);
+            insn.set_immediate32(imm as u32);
+        }
+        K::imm32sex64 => {
+            insn.set_op_kind(i, OpKind::Immediate32to64);
+            insn.set_immediate32to64(imm as i32 as i64);
+        }
+        K::imm64 => {
+            insn.set_op_kind(i, OpKind::Immediate64);
+            insn.set_immediate64(imm);
+        }
+        K::seg_rSI if want.bits == 64 => insn.set_op_kind(i, OpKind::MemorySegRSI),
+        K::es_rDI if want.bits == 64 => insn.set_op_kind(i, OpKind::MemoryESRDI),
+        K::seg_rSI if want.bits == 32 => insn.set_op_kind(i, OpKind::MemorySegESI),
+        K::es_rDI if want.bits == 32 => insn.set_op_kind(i, OpKind::MemoryESEDI),
+        K::seg_rSI => insn.set_op_kind(i, OpKind::MemorySegSI),
+        K::es_rDI => insn.set_op_kind(i, OpKind::MemoryESDI),
+        _ => return None,
+    }
+    Some(())
 }
 
 /// The bytes of `insn` at `rip` in code of size `bits`; `None` if it has no encoding.
@@ -359,10 +373,24 @@ pub fn settle(insn: &mut Instruction, regs: &mut Regs, rng: &mut Rng) {
     }
 }
 
+/// The instructions under test, besides CMOVcc and SETcc.
+const INTEGER: &[Mnemonic] = {
+    use Mnemonic::*;
+    &[
+        Mov, Movzx, Movsx, Movsxd, Lea, Add, Sub, Adc, Sbb, And, Or, Xor, Cmp, Test, Inc, Dec, Neg,
+        Not, Push, Pop, Shl, Sal, Shr, Sar, Rol, Ror, Rcl, Rcr, Shld, Shrd, Shlx, Shrx, Sarx, Rorx,
+        Imul, Mul, Div, Idiv, Mulx, Xchg, Xadd, Cmpxchg, Cmpxchg8b, Cmpxchg16b, Bswap, Movbe, Bt,
+        Bts, Btr, Btc, Bsf, Bsr, Lzcnt, Tzcnt, Popcnt, Andn, Blsi, Blsr, Blsmsk, Bextr, Bzhi, Pdep,
+        Pext, Adcx, Adox, Crc32, Cbw, Cwde, Cdqe, Cwd, Cdq, Cqo, Lahf, Sahf, Clc, Stc, Cmc, Cld,
+        Xlatb, Nop, Leave, Pusha, Pushad, Popa, Popad, Daa, Das, Aaa, Aas, Aam, Aad, Salc, Arpl,
+        Movsb, Movsw, Movsd, Movsq, Stosb, Stosw, Stosd, Stosq, Lodsb, Lodsw, Lodsd, Lodsq, Scasb,
+        Scasw, Scasd, Scasq, Cmpsb, Cmpsw, Cmpsd, Cmpsq,
+    ]
+};
+
 /// Whether `code` is a form of an integer instruction in code of size `bits` that runs in user mode
 /// without leaving.
 pub fn is_integer(code: Code, bits: u32) -> bool {
-    use Mnemonic::*;
     let op = code.op_code();
     if !op.is_instruction()
         || match bits {
@@ -394,123 +422,8 @@ pub fn is_integer(code: Code, bits: u32) -> bool {
     if (0..op.op_count()).any(|i| system(op.op_kind(i))) {
         return false;
     }
-    matches!(
-        code.mnemonic(),
-        Mov | Movzx
-            | Movsx
-            | Movsxd
-            | Lea
-            | Add
-            | Sub
-            | Adc
-            | Sbb
-            | And
-            | Or
-            | Xor
-            | Cmp
-            | Test
-            | Inc
-            | Dec
-            | Neg
-            | Not
-            | Push
-            | Pop
-            | Shl
-            | Sal
-            | Shr
-            | Sar
-            | Rol
-            | Ror
-            | Rcl
-            | Rcr
-            | Shld
-            | Shrd
-            | Shlx
-            | Shrx
-            | Sarx
-            | Rorx
-            | Imul
-            | Mul
-            | Div
-            | Idiv
-            | Mulx
-            | Xchg
-            | Xadd
-            | Cmpxchg
-            | Cmpxchg8b
-            | Cmpxchg16b
-            | Bswap
-            | Movbe
-            | Bt
-            | Bts
-            | Btr
-            | Btc
-            | Bsf
-            | Bsr
-            | Lzcnt
-            | Tzcnt
-            | Popcnt
-            | Andn
-            | Blsi
-            | Blsr
-            | Blsmsk
-            | Bextr
-            | Bzhi
-            | Pdep
-            | Pext
-            | Adcx
-            | Adox
-            | Crc32
-            | Cbw
-            | Cwde
-            | Cdqe
-            | Cwd
-            | Cdq
-            | Cqo
-            | Lahf
-            | Sahf
-            | Clc
-            | Stc
-            | Cmc
-            | Cld
-            | Xlatb
-            | Nop
-            | Leave
-            | Pusha
-            | Pushad
-            | Popa
-            | Popad
-            | Daa
-            | Das
-            | Aaa
-            | Aas
-            | Aam
-            | Aad
-            | Salc
-            | Arpl
-            | Movsb
-            | Movsw
-            | Movsd
-            | Movsq
-            | Stosb
-            | Stosw
-            | Stosd
-            | Stosq
-            | Lodsb
-            | Lodsw
-            | Lodsd
-            | Lodsq
-            | Scasb
-            | Scasw
-            | Scasd
-            | Scasq
-            | Cmpsb
-            | Cmpsw
-            | Cmpsd
-            | Cmpsq
-    ) || {
-        let name = format!("{:?}", code.mnemonic());
-        let conditional = name.starts_with("Set") || name.starts_with("Cmov");
-        conditional && code.condition_code() != iced_x86::ConditionCode::None
-    }
+    let name = format!("{:?}", code.mnemonic());
+    let conditional = name.starts_with("Set") || name.starts_with("Cmov");
+    INTEGER.contains(&code.mnemonic())
+        || conditional && code.condition_code() != iced_x86::ConditionCode::None
 }

@@ -14,23 +14,18 @@ fn pack(ax: u64, image: u64) -> u64 {
     ax & 0xffff | image << 16
 }
 
-/// DAA and DAS: `sign` adds or subtracts.
-fn decimal(ax: u64, image: u64, sign: fn(u8, u8) -> u8) -> u64 {
+/// DAA, or DAS if `subtract`.
+fn decimal(ax: u64, image: u64, subtract: bool) -> u64 {
     let old = ax as u8;
-    let mut al = old;
-    let mut out = 0;
-    if old & 15 > 9 || image & AF != 0 {
-        al = sign(al, 6);
-        out |= AF;
-    }
-    if old > 0x99 || image & CF != 0 {
-        al = sign(al, 0x60);
-        out |= CF;
-    } else if out & AF != 0 && sign(old, 6) > old && sign(1, 1) == 0 {
-        // DAS: the subtraction of 6 alone may borrow.
-        out |= CF;
-    }
-    pack(ax & 0xff00 | u64::from(al), out | zsp(al) | image & OF)
+    let low = old & 15 > 9 || image & AF != 0;
+    let high = old > 0x99 || image & CF != 0;
+    let fix = if low { 6 } else { 0 } + if high { 0x60 } else { 0 };
+    let al = if subtract { old.wrapping_sub(fix) } else { old.wrapping_add(fix) };
+    // In DAS the subtraction of 6 alone may borrow.
+    let borrow = subtract && low && old < 6;
+    let af = if low { AF } else { 0 };
+    let cf = if high || borrow { CF } else { 0 };
+    pack(ax & 0xff00 | u64::from(al), af | cf | zsp(al) | image & OF)
 }
 
 /// AAA and AAS.
@@ -47,12 +42,12 @@ fn ascii(ax: u64, image: u64, adjust: fn(u16) -> u16) -> u64 {
 
 /// DAA.
 pub extern "C" fn daa(_: *mut Env, ax: u64, image: u64) -> u64 {
-    decimal(ax, image, u8::wrapping_add)
+    decimal(ax, image, false)
 }
 
 /// DAS.
 pub extern "C" fn das(_: *mut Env, ax: u64, image: u64) -> u64 {
-    decimal(ax, image, u8::wrapping_sub)
+    decimal(ax, image, true)
 }
 
 /// AAA: AX + 0x106 carries from AL into AH.

@@ -480,3 +480,155 @@ pub extern "C" fn outs(env: *mut Env, info: u64) -> u64 {
         Ok(true)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::x86::exception::vector;
+    use crate::x86::testing::{Bench, RAM};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use tandem_accel::bus::BusDevice;
+
+    const INFO: Info = Info {
+        width: Width::W8,
+        address: Width::W64,
+        source: seg::DS as u8,
+        mmu_idx: 0,
+        code64: true,
+        segmented: false,
+        repeat: true,
+        until_equal: false,
+    };
+
+    /// A bench in 64-bit mode with these RCX, RSI and RDI.
+    fn bench(rcx: u64, rsi: u64, rdi: u64) -> Bench {
+        let mut b = Bench::new();
+        b.long(3);
+        let g = &mut b.env().cpu.gpr;
+        (g[gpr::RCX], g[gpr::RSI], g[gpr::RDI]) = (rcx, rsi, rdi);
+        b
+    }
+
+    fn registers(b: &mut Bench) -> (u64, u64, u64) {
+        let g = &b.env().cpu.gpr;
+        (g[gpr::RCX], g[gpr::RSI], g[gpr::RDI])
+    }
+
+    #[test]
+    fn a_fault_shows_how_far_it_came() {
+        // The destination runs out of mapped memory after 100 bytes.
+        let mut b = bench(200, 0x10_0000, RAM - 100);
+        b.poke(0x10_0000, &[7; 200]);
+        assert_eq!(movs(b.env(), INFO.pack()), 0);
+        assert_eq!(b.env().core.fault, 1);
+        let e = b.env().cpu.exception;
+        assert_eq!((e.vector, e.addr), (vector::PF, Some(RAM)));
+        assert_eq!(registers(&mut b), (100, 0x10_0064, RAM));
+        assert_eq!(b.peek32(RAM - 4), 0x0707_0707);
+    }
+
+    #[test]
+    fn an_element_over_the_edge_writes_nothing() {
+        let mut b = bench(3, 0x10_0000, RAM - 12);
+        b.poke(0x10_0000, &[7; 24]);
+        let info = Info { width: Width::W64, ..INFO };
+        movs(b.env(), info.pack());
+        assert_eq!(b.env().core.fault, 1);
+        assert_eq!(registers(&mut b), (2, 0x10_0008, RAM - 4));
+        assert_eq!(b.peek32(RAM - 4), 0);
+    }
+
+    #[test]
+    fn long_repetitions_come_back_in_between() {
+        let mut b = bench(1 << 20, 0x10_0000, 0x20_0000);
+        b.poke(0x10_0000, &[9; 1 << 20]);
+        let mut calls = 0;
+        while movs(b.env(), INFO.pack()) == 1 {
+            calls += 1;
+            let (rcx, rsi, _) = registers(&mut b);
+            assert_eq!(rcx + rsi, 0x20_0000);
+            assert!(calls < 100);
+        }
+        assert!(calls > 1);
+        assert_eq!(registers(&mut b), (0, 0x20_0000, 0x30_0000));
+        assert_eq!(b.peek64(0x2f_fff8), 0x0909_0909_0909_0909);
+    }
+
+    #[test]
+    fn elements_cross_pages_in_both_directions() {
+        let data: Vec<u8> = (0..=255).collect();
+        for down in [false, true] {
+            let mut b = bench(32, 0x10_0f81, 0x20_0fc3);
+            b.poke(0x10_0f81, &data);
+            if down {
+                b.env().cpu.df = u64::MAX;
+                let g = &mut b.env().cpu.gpr;
+                g[gpr::RSI] += 31 * 8;
+                g[gpr::RDI] += 31 * 8;
+            }
+            let info = Info { width: Width::W64, ..INFO };
+            assert_eq!(movs(b.env(), info.pack()), 0);
+            assert_eq!(b.env().core.fault, 0);
+            for i in 0..32 {
+                let expect = u64::from_le_bytes(data[8 * i..8 * i + 8].try_into().unwrap());
+                assert_eq!(b.peek64(0x20_0fc3 + 8 * i as u64), expect, "element {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn offsets_wrap_at_the_address_size() {
+        let mut b = bench(0xabcd_0020, 0, 0x1234_fff0);
+        b.env().cpu.gpr[gpr::RAX] = 0x55;
+        let info = Info { address: Width::W16, ..INFO };
+        assert_eq!(stos(b.env(), info.pack()), 0);
+        // Only the low 16 bits of the registers count and change.
+        assert_eq!(registers(&mut b), (0xabcd_0000, 0, 0x1234_0010));
+        assert_eq!(b.peek32(0xfffc), 0x5555_5555);
+        assert_eq!(b.peek32(0x000c), 0x5555_5555);
+        assert_eq!(b.peek32(0x0010), 0);
+    }
+
+    #[test]
+    fn an_overlap_repeats_the_pattern() {
+        let mut b = bench(100, 0x10_0000, 0x10_0003);
+        b.poke(0x10_0000, b"abc");
+        movs(b.env(), INFO.pack());
+        assert_eq!(b.peek32(0x10_0063).to_le_bytes(), *b"abca");
+    }
+
+    #[test]
+    fn scans_stop_where_they_should() {
+        let mut b = bench(500, 0, 0x10_0f00);
+        b.poke(0x10_1010, &[0x42]);
+        b.env().cpu.gpr[gpr::RAX] = 0x42;
+        let info = Info { until_equal: true, ..INFO };
+        assert_eq!(scas(b.env(), info.pack()), 0);
+        assert_eq!(registers(&mut b), (500 - 0x111, 0, 0x10_1011));
+        assert_ne!(b.env().eflags() & crate::x86::bits::rflags::ZF, 0);
+    }
+
+    /// Counts its reads.
+    struct Counter(AtomicU32);
+    impl BusDevice for Counter {
+        fn read(&self, _: u64, data: &mut [u8]) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            data.fill(0xee);
+        }
+        fn write(&self, _: u64, _: &[u8]) {}
+    }
+
+    #[test]
+    fn a_port_is_not_read_for_a_store_that_faults() {
+        let mut b = bench(8, 0, RAM - 4);
+        let device = Arc::new(Counter(AtomicU32::new(0)));
+        b.bus.pio.insert("counter", 0x70, 1, device.clone()).unwrap();
+        b.env().cpu.gpr[gpr::RDX] = 0x70;
+        ins(b.env(), INFO.pack());
+        assert_eq!(b.env().core.fault, 1);
+        assert_eq!(device.0.load(Ordering::Relaxed), 4);
+        assert_eq!(registers(&mut b), (4, 0, RAM));
+        assert_eq!(b.peek32(RAM - 4), 0xeeee_eeee);
+    }
+}

@@ -108,6 +108,22 @@ pub(super) fn simple(t: &mut Translator, insn: &Instruction) -> bool {
             t.b.call_void(helpers::CPUID, &[]);
         }
         Rdtsc | Rdtscp => rdtsc(t, insn.mnemonic() == Rdtscp),
+        Swapgs => {
+            if !t.code64() {
+                t.ud();
+            } else if !t.not_cpl0() {
+                swapgs(t);
+            }
+        }
+        _ => return fast_call(t, insn) || extended(t, insn),
+    }
+    true
+}
+
+/// The ways into the kernel and back that need no gate. False if `insn` is none.
+fn fast_call(t: &mut Translator, insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    match insn.mnemonic() {
         Syscall => {
             let next = t.b.iconst(t.next);
             t.b.call_void(helpers::SYSCALL, &[next]);
@@ -127,13 +143,16 @@ pub(super) fn simple(t: &mut Translator, insn: &Instruction) -> bool {
             t.b.call_void(helpers::SYSEXIT, &[size]);
             t.jump_rip();
         }
-        Swapgs => {
-            if !t.code64() {
-                t.ud();
-            } else if !t.not_cpl0() {
-                swapgs(t);
-            }
-        }
+        _ => return false,
+    }
+    true
+}
+
+/// Extended state, protection keys, SMAP, waiting, caches. False if `insn` is none of these.
+fn extended(t: &mut Translator, insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    let leave = crate::exec::leave::LOOP;
+    match insn.mnemonic() {
         Xgetbv => {
             let v = t.b.call(helpers::XGETBV, &[]);
             set_edx_eax(t, v);
