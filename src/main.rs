@@ -12,6 +12,7 @@ mod boot;
 mod cli;
 mod config;
 mod doctor;
+mod img;
 mod log;
 mod machine;
 mod signals;
@@ -29,6 +30,10 @@ fn main() -> ExitCode {
     install_panic_hook();
     let cli = Cli::parse();
     log::install(cli.verbose);
+    if let Command::Img(args) = &cli.command {
+        // Signals end it as they end any program.
+        return img::run(args);
+    }
     if let Err(e) = signals::install() {
         log::error(&format!("cannot install signal handlers: {e}"));
         return Exit::Host.into();
@@ -36,6 +41,7 @@ fn main() -> ExitCode {
     let exit = match &cli.command {
         Command::Run(args) => run(args),
         Command::Doctor => doctor::run(),
+        Command::Img(_) => Exit::Done,
     };
     exit.into()
 }

@@ -5,6 +5,7 @@
 //! this module knows about flags.
 
 pub mod exit;
+pub mod img;
 pub mod run;
 
 use clap::{Parser, Subcommand};
@@ -35,6 +36,8 @@ pub struct Cli {
 pub enum Command {
     /// Run a virtual machine
     Run(Box<run::RunArgs>),
+    /// Make, look at, check, copy and change disk images
+    Img(Box<img::ImgArgs>),
     /// Say which accelerators work on this host, why not, and how to fix it
     ///
     /// Runs a small guest on each accelerator as proof. Exits with 0 if at least one works.

@@ -5,7 +5,7 @@ use super::file::{HostFile, OpenMode};
 use super::lock::Access;
 use super::qcow2::{CreateOptions, Options, Qcow2, header::Header};
 use super::raw::Raw;
-use super::{Image, resolve};
+use super::{Image, Layered, resolve};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -106,7 +106,12 @@ fn open_link(spec: &OpenSpec, chain: &mut Vec<(u64, u64)>) -> Result<Arc<dyn Ima
         return Ok(Arc::new(Raw::new(file)?));
     }
     let image = Arc::new(Qcow2::open(file, spec.options)?);
-    use super::Layered;
+    attach_backing(&image, spec, chain)?;
+    Ok(image)
+}
+
+/// Opens what is behind `image` and puts it there.
+fn attach_backing(image: &Qcow2, spec: &OpenSpec, chain: &mut Vec<(u64, u64)>) -> Result<()> {
     if let (true, (Some(name), format)) = (spec.backing, image.backing_name()) {
         let path = resolve(&spec.path, &name);
         let behind = OpenSpec { path, format, write: false, ..spec.clone() };
@@ -118,7 +123,21 @@ fn open_link(spec: &OpenSpec, chain: &mut Vec<(u64, u64)>) -> Result<Arc<dyn Ima
         })?;
         image.set_backing(Some(behind));
     }
-    Ok(image)
+    Ok(())
+}
+
+/// The disk that the qcow2 image at `spec` had when its snapshot was taken, for reading.
+pub fn open_snapshot(spec: &OpenSpec, which: &str) -> Result<Arc<dyn Image>> {
+    let file =
+        Arc::new(HostFile::open(&spec.path, OpenSpec { write: false, ..spec.clone() }.mode())?);
+    if probe(&file)? != "qcow2" {
+        let path = spec.path.display();
+        return Err(Error::Invalid(format!("'{path}' holds no snapshots; only qcow2 images do")));
+    }
+    let image = Qcow2::open(file, spec.options)?;
+    image.show_snapshot(which)?;
+    attach_backing(&image, spec, &mut Vec::new())?;
+    Ok(Arc::new(image))
 }
 
 /// An image in front of `behind` that takes all writes and vanishes when it is closed. It lies in
@@ -128,6 +147,6 @@ pub fn throw_away(behind: Arc<dyn Image>) -> Result<Arc<dyn Image>> {
     let file = Arc::new(HostFile::temporary(Path::new(&dir))?);
     CreateOptions { size: behind.size(), ..CreateOptions::default() }.create(&file)?;
     let image = Qcow2::open(file, Options::default())?;
-    super::Layered::set_backing(&image, Some(behind));
+    image.set_backing(Some(behind));
     Ok(Arc::new(image))
 }

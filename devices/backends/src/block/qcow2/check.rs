@@ -69,14 +69,16 @@ impl Qcow2 {
         let l1: Vec<u64> = meta.l1.clone();
         c.report.total_clusters = meta.header.size.div_ceil(geo.cluster());
         self.count_l1(meta, &mut c, &l1, true)?;
-        c.refer(meta.header.l1_offset, l1.len() as u64 * 8, "the L1 table");
+        if !l1.is_empty() {
+            c.refer(meta.header.l1_offset, l1.len() as u64 * 8, "the L1 table");
+        }
         if !meta.snapshots.is_empty() {
             let len = table_len(&meta.snapshots);
             c.refer(meta.header.snapshots_offset, len, "the snapshot table");
         }
         for s in meta.snapshots.clone() {
             let what = format!("the L1 table of snapshot '{}'", s.info.name);
-            if c.refer(s.l1_offset, u64::from(s.l1_size) * 8, &what) {
+            if s.l1_size > 0 && c.refer(s.l1_offset, u64::from(s.l1_size) * 8, &what) {
                 let l1 = read_l1(&self.file, s.l1_offset, s.l1_size)?;
                 self.count_l1(meta, &mut c, &l1, false)?;
             }

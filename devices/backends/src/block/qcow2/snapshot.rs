@@ -237,6 +237,24 @@ impl Qcow2 {
             .ok_or_else(|| Error::Invalid(format!("the image has no snapshot '{which}'")))
     }
 
+    /// Makes the disk of this image, open for reading, that of a snapshot.
+    pub fn show_snapshot(&self, which: &str) -> Result<()> {
+        if self.file.writable() {
+            let what = "a snapshot is looked at in an image that is open for reading";
+            return Err(Error::Invalid(what.into()));
+        }
+        let _alone = self.gate.alone();
+        let mut meta = self.lock();
+        let entry = meta.snapshots[Self::find(&meta, which)?].clone();
+        let needed = l1_entries(entry.info.disk_size, self.geo.cluster_bits);
+        if needed > u64::from(entry.l1_size) {
+            return Err(Error::Corrupt("the snapshot's L1 table is too small".into()));
+        }
+        meta.l1 = read_l1(&self.file, entry.l1_offset, entry.l1_size)?;
+        self.size.store(entry.info.disk_size, Ordering::Release);
+        Ok(())
+    }
+
     fn create_inside(&self, meta: &mut Meta, name: &str) -> Result<()> {
         self.write_back(meta)?;
         let l1: Vec<u64> = meta.l1.iter().map(|e| e & OFFSET).collect();
