@@ -351,6 +351,19 @@ pub fn map(a: &Map) -> Result<u8, Failure> {
         }
         at += len.max(1);
     }
+    if runs.is_empty() {
+        // An empty disk is one empty run, as qemu-img has it.
+        let nothing = Status {
+            len: 0,
+            depth: 0,
+            present: false,
+            zero: false,
+            data: false,
+            compressed: false,
+            host: None,
+        };
+        runs.push((start, nothing));
+    }
     if a.output == Output::Json {
         let list: Vec<Value> = runs
             .iter()
