@@ -131,7 +131,8 @@ impl Copy<'_> {
                 };
                 if skip > 0 {
                     let behind = !s.present && depth == 0;
-                    if !behind && !(self.zero && self.a.backing.is_none()) {
+                    let reads_so = self.zero && self.a.backing.is_none();
+                    if !(behind || reads_so) {
                         writable(self.target)?.write_zeroes(at, skip, true)?;
                     }
                     at += skip;
@@ -222,7 +223,7 @@ pub fn commit(a: &Commit) -> Result<u8, Failure> {
     let mut at = 0;
     while at < top.size() {
         let e = top.extents().extent(at)?;
-        let n = e.len.min(CHUNK).max(1);
+        let n = e.len.clamp(1, CHUNK);
         match e.kind {
             ExtentKind::Unallocated => {}
             ExtentKind::Zero => w.write_zeroes(at, n, true)?,

@@ -270,9 +270,9 @@ fn check_json(r: &CheckReport, name: &Path, format: &str) -> Value {
         "format": format,
         "check-errors": r.check_errors,
         "image-end-offset": r.image_end,
-        "total-clusters": r.total_clusters,
     });
     for (key, n) in [
+        ("total-clusters", r.total_clusters),
         ("corruptions", r.corruptions),
         ("leaks", r.leaks),
         ("corruptions-fixed", r.corruptions_fixed),
