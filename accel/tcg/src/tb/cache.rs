@@ -80,6 +80,9 @@ struct Inner {
     /// Tag of `tbs[0]`: tags are never reused, so that a stale exit reference finds nothing.
     first_tag: u64,
     pages: WordMap<u64, Page>,
+    /// Most writes that a page had seen when its watch ended: a later watch of it counts on from
+    /// there, so that a translation from before is not taken for one of the new watch.
+    unwatched: u64,
     /// Interned (virtual page, physical page) pairs for the code map; ids start at 1.
     page_ids: WordMap<(u64, u64), u32>,
 }
@@ -254,14 +257,14 @@ impl TbCache {
     /// Starts watching a physical page for writes, and returns the number of writes seen so far.
     /// Called before the page's bytes are read for translation, so that no write is missed.
     pub fn watch_page(&self, ppage: u64) -> u64 {
-        let (new, writes) = {
-            let mut inner = self.lock();
-            let new = !inner.pages.contains_key(&ppage);
-            (new, inner.pages.entry(ppage).or_default().writes)
-        };
-        if new {
-            (self.watch)(ppage, true);
+        let mut inner = self.lock();
+        if let Some(page) = inner.pages.get(&ppage) {
+            return page.writes;
         }
+        // Under the lock, so that it cannot cross with the end of an earlier watch.
+        (self.watch)(ppage, true);
+        let writes = inner.unwatched;
+        inner.pages.insert(ppage, Page { writes, ..Page::default() });
         writes
     }
 
@@ -290,11 +293,21 @@ impl TbCache {
     /// code of a valid block.
     pub fn overlaps(&self, gpa: u64, len: usize) -> bool {
         let range = Range { gpa, len: len as u32 };
+        let ppage = gpa & !PAGE_MASK;
         let mut inner = self.lock();
-        let Some(page) = inner.pages.get_mut(&(gpa & !PAGE_MASK)) else { return false };
+        let Some(page) = inner.pages.get_mut(&ppage) else { return false };
         page.writes += 1;
+        if page.tags.is_empty() {
+            // Memory that once held code is data again: its writes need no look any more. A
+            // translation that is being made from it will find its page gone and start over.
+            let writes = page.writes;
+            inner.unwatched = inner.unwatched.max(writes);
+            inner.pages.remove(&ppage);
+            (self.watch)(ppage, false);
+            return false;
+        }
         let inner = &*inner;
-        let Some(page) = inner.pages.get(&(gpa & !PAGE_MASK)) else { return false };
+        let Some(page) = inner.pages.get(&ppage) else { return false };
         page.lines & line_mask(&range) != 0
             && page.tags.iter().any(|&t| inner.get(t).is_some_and(|tb| tb.touches(&range)))
     }
@@ -356,7 +369,8 @@ impl TbCache {
         let first_tag = inner.first_tag + inner.tbs.len() as u64;
         let pages = std::mem::take(&mut inner.pages);
         let page_ids = std::mem::take(&mut inner.page_ids);
-        *inner = Inner { first_tag, page_ids, ..Inner::default() };
+        let unwatched = inner.unwatched;
+        *inner = Inner { first_tag, page_ids, unwatched, ..Inner::default() };
         self.backend.reset();
         drop(inner);
         for ppage in pages.keys() {
@@ -414,6 +428,22 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tandem_jit::interp::InterpBackend;
+
+    #[test]
+    fn a_page_without_blocks_is_watched_until_its_next_write() {
+        let backend = InterpBackend::new(Arc::new(crate::accel::host_target()));
+        let notes = Arc::new(Mutex::new(Vec::new()));
+        let seen = notes.clone();
+        let tbs = TbCache::new(backend, move |p, on| seen.lock().unwrap().push((p, on)));
+        let writes = tbs.watch_page(0x5000);
+        assert_eq!(tbs.watch_page(0x5000), writes);
+        assert!(!tbs.overlaps(0x5010, 8));
+        assert_eq!(*notes.lock().unwrap(), [(0x5000, true), (0x5000, false)]);
+        // A new watch is told from the old one.
+        assert_ne!(tbs.watch_page(0x5000), writes);
+        assert_eq!(notes.lock().unwrap().len(), 3);
+    }
 
     #[test]
     fn lines_of_a_range() {

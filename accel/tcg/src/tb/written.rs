@@ -14,11 +14,12 @@ pub const SMC_RETRY: u8 = 0xff;
 
 /// Called before a vCPU's store to a watched page. An error restarts the instruction.
 pub fn before_write(env: &mut Env, gpa: u64, len: usize) -> Result<(), Exception> {
-    let tbs = &env.vcpu().tbs;
     env.vcpu().mark_dirty(gpa, len);
-    if !tbs.overlaps(gpa, len) {
+    if !env.vcpu().tbs.overlaps(gpa, len) {
+        // The watch may just have ended.
+        env.process_mail();
         return Ok(());
     }
-    tbs.invalidate(gpa, len);
+    env.vcpu().tbs.invalidate(gpa, len);
     if env.core.restarting != 0 { Ok(()) } else { Err(Exception::plain(SMC_RETRY)) }
 }
