@@ -4,13 +4,14 @@
 //! is paused. All guest-visible time (PIT, HPET, PM timer, RTC, LAPIC, TSC under translation)
 //! derives from it.
 //!
-//! [`Timer`]s fire on whatever thread calls [`Clock::run_expired`] (the machine's main loop, or the
-//! vCPU loop in deterministic mode). Callbacks run without the clock's lock, so they may arm timers.
+//! [`Timer`]s fire on whatever thread calls [`Clock::run_expired`]: the machine's main loop, or, where
+//! guest time is made from executed instructions ([`TimeSource`]), the vCPUs' thread. Callbacks run
+//! without the clock's lock, so they may arm timers.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Nanoseconds per second.
 pub const NANOS_PER_SEC: u64 = 1_000_000_000;
@@ -26,6 +27,15 @@ struct Queue {
     waker: Option<Waker>,
 }
 
+/// What guest time is made from instead of host time.
+pub trait TimeSource: Send + Sync {
+    /// Nanoseconds that have passed; never goes back.
+    fn now(&self) -> u64;
+    /// The earliest deadline may have changed: from any thread, perhaps from inside [`Timer::arm`].
+    /// It must not touch the clock or its timers.
+    fn deadline_changed(&self);
+}
+
 /// Marks [`Clock::standing`] while time runs.
 const RUNNING: u64 = u64::MAX;
 
@@ -38,6 +48,10 @@ pub struct Clock {
     /// While time runs, guest time is host nanoseconds since `origin` plus this (wrapping). Written
     /// before `standing` says so; so a reader needs no lock.
     offset: AtomicU64,
+    /// Takes the place of host time.
+    source: OnceLock<Arc<dyn TimeSource>>,
+    /// UTC at guest time 0, in nanoseconds since 1970.
+    epoch: AtomicU64,
     /// Held by whoever starts, stops or sets time.
     change: Mutex<()>,
     queue: Mutex<Queue>,
@@ -51,6 +65,10 @@ impl Clock {
             origin: Instant::now(),
             standing: AtomicU64::new(0),
             offset: AtomicU64::new(0),
+            source: OnceLock::new(),
+            epoch: AtomicU64::new(
+                SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64,
+            ),
             change: Mutex::default(),
             queue: Mutex::new(Queue { armed: BTreeMap::new(), next_id: 0, waker: None }),
             observers: Mutex::default(),
@@ -58,7 +76,27 @@ impl Clock {
     }
 
     fn host(&self) -> u64 {
-        self.origin.elapsed().as_nanos() as u64
+        match self.source.get() {
+            Some(s) => s.now(),
+            None => self.origin.elapsed().as_nanos() as u64,
+        }
+    }
+
+    /// Makes guest time from `source` from now on: whoever drives it calls [`Clock::run_expired`],
+    /// and the waker is left alone. Before time first runs; only the first call counts.
+    pub fn drive(&self, source: Arc<dyn TimeSource>) {
+        let _ = self.source.set(source);
+    }
+
+    /// UTC at guest time 0, in nanoseconds since 1970: when the clock was made, unless set. Every
+    /// clock that tells the date counts from here.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// Sets [`Clock::epoch`], before anybody has asked.
+    pub fn set_epoch(&self, ns: u64) {
+        self.epoch.store(ns, Ordering::Relaxed);
     }
 
     /// Guest time in nanoseconds.
@@ -140,7 +178,9 @@ impl Clock {
     }
 
     fn wake(&self, q: &Queue) {
-        if let Some(w) = &q.waker {
+        if let Some(s) = self.source.get() {
+            s.deadline_changed();
+        } else if let Some(w) = &q.waker {
             let first = q.armed.keys().next().filter(|_| !self.is_paused());
             w(first.map(|(deadline, _)| deadline.saturating_sub(self.now())));
         }
@@ -291,6 +331,43 @@ mod tests {
         c.resume();
         c.pause();
         assert_eq!(*heard.lock().unwrap(), [true, false]);
+    }
+
+    #[test]
+    fn a_source_takes_the_place_of_host_time() {
+        struct Steps(AtomicU64, AtomicU32);
+        impl TimeSource for Steps {
+            fn now(&self) -> u64 {
+                self.0.load(Ordering::Relaxed)
+            }
+            fn deadline_changed(&self) {
+                self.1.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let steps = Arc::new(Steps(AtomicU64::new(100), AtomicU32::new(0)));
+        let c = Clock::new();
+        c.drive(steps.clone());
+        c.set_waker(|_| panic!("nobody sleeps by host time"));
+        c.resume();
+        assert_eq!(c.now(), 0);
+        let fired = Arc::new(AtomicU32::new(0));
+        let f = fired.clone();
+        let t = c.timer(move || {
+            f.fetch_add(1, Ordering::Relaxed);
+        });
+        let told = steps.1.load(Ordering::Relaxed);
+        t.arm(50);
+        assert!(steps.1.load(Ordering::Relaxed) > told);
+        steps.0.store(149, Ordering::Relaxed);
+        c.run_expired();
+        assert_eq!((c.now(), fired.load(Ordering::Relaxed)), (49, 0));
+        c.pause();
+        steps.0.store(500, Ordering::Relaxed);
+        assert_eq!(c.now(), 49);
+        c.resume();
+        steps.0.store(501, Ordering::Relaxed);
+        c.run_expired();
+        assert_eq!((c.now(), fired.load(Ordering::Relaxed)), (50, 1));
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //! watch (translated code) is being written. vCPUs under translation mark through the same object.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 use vm_memory::{
     GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
@@ -130,6 +130,8 @@ impl Bitmap for PageBits {
         }
         self.mark_quiet(offset, len);
         let Some(watcher) = self.0.watcher.get() else { return };
+        // The bytes have been written; whoever starts a watch after our look at it reads them.
+        fence(Ordering::SeqCst);
         let (mut at, end) = (offset, offset.saturating_add(len));
         while at < end {
             let page_end = ((at >> PAGE_BITS) + 1) << PAGE_BITS;
@@ -189,6 +191,29 @@ pub struct Region {
 }
 
 impl Region {
+    /// Zeroed anonymous memory of `len` bytes (a multiple of 4 KiB) for `gpa`, in no map yet.
+    pub fn new(name: &'static str, kind: RegionKind, gpa: u64, len: u64) -> crate::Result<Region> {
+        let fail = |why: &str| cannot_add(name, gpa, len, why);
+        let page = 1u64 << PAGE_BITS;
+        if len == 0
+            || !len.is_multiple_of(page)
+            || !gpa.is_multiple_of(page)
+            || gpa.checked_add(len).is_none()
+        {
+            return Err(fail("address and length must be multiples of 4 KiB"));
+        }
+        let size = usize::try_from(len).map_err(|_| fail("too large for this host"))?;
+        let mmap = MmapRegionBuilder::new_with_bitmap(size, PageBits::new(gpa, size))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+            .build()
+            .map_err(|e| fail(&e.to_string()))?;
+        Ok(Region { name, kind, gpa, mmap: Arc::new(mmap) })
+    }
+    /// The same memory as another kind of region: RAM that becomes write-protected, or back.
+    pub fn with_kind(&self, kind: RegionKind) -> Region {
+        Region { kind, ..self.clone() }
+    }
     /// Length in bytes, a multiple of 4 KiB.
     pub fn len(&self) -> u64 {
         self.mmap.size() as u64
@@ -219,6 +244,19 @@ impl Region {
         self.bits().mark_dirty(offset, data.len());
         true
     }
+    /// Copies bytes from `offset` on; `false` if they do not all lie in it.
+    pub fn read(&self, offset: u64, data: &mut [u8]) -> bool {
+        let Ok(offset) = usize::try_from(offset) else { return false };
+        if offset.checked_add(data.len()).is_none_or(|end| end > self.mmap.size()) {
+            return false;
+        }
+        // SAFETY: as in `load`.
+        unsafe {
+            let from = self.host_addr().add(offset);
+            std::ptr::copy_nonoverlapping(from, data.as_mut_ptr(), data.len());
+        };
+        true
+    }
     /// Whether `gpa` lies in it.
     pub fn contains(&self, gpa: u64) -> bool {
         gpa >= self.gpa && gpa - self.gpa < self.len()
@@ -235,7 +273,8 @@ impl fmt::Debug for Region {
 pub trait MemoryListener: Send + Sync {
     /// A region appeared.
     fn added(&self, region: &Region);
-    /// A region is about to disappear; no vCPU may reach it when this returns.
+    /// A region has gone. When this returns, the vCPU whose bus access caused it reaches it no more;
+    /// others do not either once they have left the code they are in.
     fn removed(&self, region: &Region);
 }
 
@@ -246,6 +285,13 @@ pub struct GuestMap {
     ram: RwLock<Arc<GuestRam>>,
     listeners: RwLock<Vec<Arc<dyn MemoryListener>>>,
     watcher: OnceLock<Arc<dyn WriteWatch>>,
+    /// The memory of all regions that ever were in the map: an accelerator may still hold its host
+    /// address for a moment after a region has gone.
+    kept: Mutex<Vec<Arc<MmapRegion<PageBits>>>>,
+}
+
+fn cannot_add(name: &str, gpa: u64, len: u64, why: &str) -> crate::Error {
+    crate::Error::new(format!("cannot add {name} memory ({len:#x} bytes at {gpa:#x}): {why}"))
 }
 
 impl GuestMap {
@@ -262,46 +308,64 @@ impl GuestMap {
         gpa: u64,
         len: u64,
     ) -> crate::Result<Region> {
-        let fail = |why: String| {
-            crate::Error::new(format!(
-                "cannot add {name} memory ({len:#x} bytes at {gpa:#x}): {why}"
-            ))
-        };
-        let page = 1u64 << PAGE_BITS;
-        if len == 0 || len % page != 0 || gpa % page != 0 || gpa.checked_add(len).is_none() {
-            return Err(fail("address and length must be multiples of 4 KiB".into()));
-        }
-        let size = usize::try_from(len).map_err(|_| fail("too large for this host".into()))?;
-        let mmap = MmapRegionBuilder::new_with_bitmap(size, PageBits::new(gpa, size))
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-            .build()
-            .map_err(|e| fail(e.to_string()))?;
-        let region = Region { name, kind, gpa, mmap: Arc::new(mmap) };
+        let region = Region::new(name, kind, gpa, len)?;
+        self.insert(&region)?;
+        Ok(region)
+    }
+
+    /// Puts a region into the map, so that guests find it at its address. Any thread, also a vCPU's
+    /// that is inside a bus access. Its memory is kept as long as the map lives, even if the region
+    /// is removed.
+    pub fn insert(&self, region: &Region) -> crate::Result<()> {
         if let Some(w) = self.watcher.get() {
             let _ = region.bits().0.watcher.set(w.clone());
         }
+        let (gpa, len) = (region.gpa, region.len());
         let mut regions = self.regions.write().unwrap();
         if let Some(o) = regions.iter().find(|r| r.gpa < gpa + len && gpa < r.gpa + r.len()) {
-            return Err(fail(format!("it overlaps {}", o.name)));
+            let why = format!("it overlaps {}", o.name);
+            return Err(cannot_add(region.name, gpa, len, &why));
         }
+        let mut kept = self.kept.lock().unwrap();
+        if !kept.iter().any(|k| Arc::ptr_eq(k, &region.mmap)) {
+            kept.push(region.mmap.clone());
+        }
+        drop(kept);
         regions.push(region.clone());
         regions.sort_by_key(|r| r.gpa);
-        if kind == RegionKind::Ram {
-            let arcs = regions
-                .iter()
-                .filter(|r| r.kind == RegionKind::Ram)
-                .filter_map(|r| GuestRegionMmap::with_arc(r.mmap.clone(), GuestAddress(r.gpa)))
-                .map(Arc::new)
-                .collect();
-            let ram = GuestRam::from_arc_regions(arcs).map_err(|e| fail(e.to_string()))?;
-            *self.ram.write().unwrap() = Arc::new(ram);
-        }
+        self.follow(&regions);
         drop(regions);
         for l in self.listeners.read().unwrap().iter() {
-            l.added(&region);
+            l.added(region);
         }
-        Ok(region)
+        Ok(())
+    }
+
+    /// Takes the region that starts at `gpa` out of the map. Any thread, also a vCPU's that is
+    /// inside a bus access.
+    pub fn remove(&self, gpa: u64) -> Option<Region> {
+        let mut regions = self.regions.write().unwrap();
+        let i = regions.iter().position(|r| r.gpa == gpa)?;
+        let region = regions.remove(i);
+        self.follow(&regions);
+        drop(regions);
+        for l in self.listeners.read().unwrap().iter() {
+            l.removed(&region);
+        }
+        Some(region)
+    }
+
+    /// Makes what devices and loaders see of RAM follow the regions.
+    fn follow(&self, regions: &[Region]) {
+        let arcs = regions
+            .iter()
+            .filter(|r| r.kind == RegionKind::Ram)
+            .filter_map(|r| GuestRegionMmap::with_arc(r.mmap.clone(), GuestAddress(r.gpa)))
+            .map(Arc::new)
+            .collect();
+        // Fails only if there is no RAM or regions overlap; the latter was checked.
+        let ram = GuestRam::from_arc_regions(arcs).unwrap_or_default();
+        *self.ram.write().unwrap() = Arc::new(ram);
     }
 
     /// Subscribes `l`; it is told of all present regions at once.
@@ -319,6 +383,31 @@ impl GuestMap {
             for r in self.regions.read().unwrap().iter() {
                 let _ = r.bits().0.watcher.set(w.clone());
             }
+        }
+    }
+
+    /// Gives the host pages of RAM back that lie wholly in `[gpa, gpa + len)`; they read as zero
+    /// afterwards. What is not RAM is left alone.
+    pub fn discard(&self, gpa: u64, len: u64) {
+        let page = 1u64 << PAGE_BITS;
+        let end = gpa.saturating_add(len) & !(page - 1);
+        let Some(start) = gpa.checked_next_multiple_of(page) else { return };
+        for r in self.regions.read().unwrap().iter().filter(|r| r.kind == RegionKind::Ram) {
+            let (from, to) = (start.max(r.gpa), end.min(r.gpa + r.len()));
+            if from >= to {
+                continue;
+            }
+            let (offset, n) = ((from - r.gpa) as usize, (to - from) as usize);
+            // SAFETY: the range lies inside the mapping, which r keeps alive. It is private and
+            // anonymous, so the pages become zero pages; guest memory is only ever accessed through
+            // raw pointers, so no reference sees its bytes change.
+            let done =
+                unsafe { libc::madvise(r.host_addr().add(offset).cast(), n, libc::MADV_DONTNEED) };
+            if done != 0 {
+                log::debug!("guest memory at {from:#x} stays: {}", std::io::Error::last_os_error());
+                continue;
+            }
+            r.bits().mark_dirty(offset, n);
         }
     }
 
@@ -372,6 +461,28 @@ mod tests {
     }
 
     #[test]
+    fn discarded_pages_read_as_zero() {
+        let m = GuestMap::new();
+        m.add("low", RegionKind::Ram, 0, 0x4000).unwrap();
+        m.add("rom", RegionKind::Rom, 0x4000, 0x1000).unwrap();
+        m.add("high", RegionKind::Ram, 0x5000, 0x1000).unwrap();
+        let ram = m.ram();
+        for gpa in (0..0x4000).chain(0x5000..0x6000) {
+            ram.write_obj(1u8, GuestAddress(gpa)).unwrap();
+        }
+        let rom = m.find(0x4000).unwrap();
+        assert!(rom.load(0, &[1]));
+        m.discard(0x1800, 0x4000);
+        m.discard(u64::MAX - 10, 100);
+        let byte = |gpa| ram.read_obj::<u8>(GuestAddress(gpa)).unwrap();
+        assert_eq!((byte(0x1fff), byte(0x2000), byte(0x3fff), byte(0x5000)), (1, 0, 0, 1));
+        m.discard(0, u64::MAX);
+        assert_eq!((byte(0), byte(0x5fff)), (0, 0));
+        // SAFETY: the first byte of a region that lives.
+        assert_eq!(unsafe { *rom.host_addr() }, 1);
+    }
+
+    #[test]
     fn overlapping_or_odd_regions_are_refused() {
         let m = GuestMap::new();
         m.add("a", RegionKind::Ram, 0, 0x2000).unwrap();
@@ -379,5 +490,38 @@ mod tests {
         assert!(m.add("c", RegionKind::Ram, 0x2000, 0x800).is_err());
         assert!(m.add("d", RegionKind::Rom, 0x2000, 0x1000).is_ok());
         assert_eq!(m.ram_size(), 0x2000);
+    }
+
+    #[derive(Default)]
+    struct Changes(Mutex<Vec<(bool, u64, RegionKind)>>);
+    impl MemoryListener for Changes {
+        fn added(&self, r: &Region) {
+            self.0.lock().unwrap().push((true, r.gpa, r.kind));
+        }
+        fn removed(&self, r: &Region) {
+            self.0.lock().unwrap().push((false, r.gpa, r.kind));
+        }
+    }
+
+    #[test]
+    fn regions_come_and_go_with_their_contents() {
+        let (m, seen) = (GuestMap::new(), Arc::new(Changes::default()));
+        m.add("a", RegionKind::Ram, 0, 0x1000).unwrap();
+        m.subscribe(seen.clone());
+        let shadow = Region::new("s", RegionKind::Ram, 0x2000, 0x1000).unwrap();
+        m.insert(&shadow).unwrap();
+        m.ram().write_obj(7u8, GuestAddress(0x2004)).unwrap();
+        assert!(m.insert(&shadow).is_err());
+        m.remove(0x2000).unwrap();
+        assert!(m.find(0x2004).is_none() && m.ram().write_obj(8u8, GuestAddress(0x2004)).is_err());
+        m.insert(&shadow.with_kind(RegionKind::Rom)).unwrap();
+        let mut b = [0];
+        assert!(m.find(0x2004).unwrap().read(4, &mut b) && b == [7]);
+        assert!(m.ram().write_obj(8u8, GuestAddress(0x2004)).is_err(), "devices respect ROM");
+        assert!(m.remove(0x5000).is_none());
+        use RegionKind::{Ram, Rom};
+        let at = 0x2000;
+        let want = [(true, 0, Ram), (true, at, Ram), (false, at, Ram), (true, at, Rom)];
+        assert_eq!(*seen.0.lock().unwrap(), want);
     }
 }

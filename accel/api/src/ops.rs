@@ -45,6 +45,14 @@ pub trait AccelOps: Send + Sync {
     /// Frequency at which a vCPU's TSC counts on this host unless its spec says otherwise, in Hz.
     /// The machine puts it into every [`VcpuSpec::tsc_hz`] and into CPUID.
     fn tsc_hz(&self) -> u64;
+    /// Guest instructions executed so far, if guest time is made from them.
+    fn executed(&self) -> Option<u64> {
+        None
+    }
+    /// The guest has asked, on the calling vCPU's thread, for something that ends its run. Where runs
+    /// are to be alike, nothing more is executed until the vCPUs have been paused or stopped, which
+    /// the machine will do; elsewhere they go on until then.
+    fn hold(&self) {}
     /// RESET of what the accelerator keeps for the machine besides vCPU state: in-kernel interrupt
     /// chips and timers, local APICs included. Called while all vCPUs are paused; their state is
     /// written afterwards.

@@ -81,10 +81,36 @@ fn lock(m: &Mutex<ChunkMeta>) -> MutexGuard<'_, ChunkMeta> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn map(fd: i32, len: usize, prot: i32) -> io::Result<*mut u8> {
-    // SAFETY: a fresh shared mapping of the memfd, no address given.
-    let p = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, 0) };
-    if p == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(p.cast()) }
+/// Two mappings of `len` bytes of the same new memory: one to write, one to execute.
+///
+/// Shared anonymous memory rather than a memfd: `perf` looks for its map of generated code (see
+/// `/tmp/perf-PID.map`) only where it sees anonymous memory.
+fn map_twice(len: usize) -> io::Result<(*mut u8, *mut u8)> {
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a fresh mapping, no address given.
+    let rw = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, -1, 0) };
+    if rw == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let failed = |also: Option<*mut libc::c_void>| {
+        let e = io::Error::last_os_error();
+        for p in also.into_iter().chain([rw]) {
+            // SAFETY: a mapping of this length made by this function, not yet given to anybody.
+            unsafe { libc::munmap(p, len) };
+        }
+        e
+    };
+    // SAFETY: an old size of 0 makes a second mapping of shared pages and leaves the first (mremap(2)).
+    let rx = unsafe { libc::mremap(rw, 0, len, libc::MREMAP_MAYMOVE) };
+    if rx == libc::MAP_FAILED {
+        return Err(failed(None));
+    }
+    // SAFETY: the mapping made above; nobody uses it yet.
+    if unsafe { libc::mprotect(rx, len, libc::PROT_READ | libc::PROT_EXEC) } < 0 {
+        return Err(failed(Some(rx)));
+    }
+    Ok((rw.cast(), rx.cast()))
 }
 
 impl Arena {
@@ -92,28 +118,7 @@ impl Arena {
     /// fits 32 bits).
     pub(crate) fn new(bytes: usize) -> io::Result<Arena> {
         let len = bytes.clamp(4 * CHUNK, 1 << 30).next_multiple_of(CHUNK);
-        // SAFETY: the name is a NUL-terminated string.
-        let fd = unsafe { libc::memfd_create(c"tandem-jit".as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: fd is the memfd made above.
-        let sized = unsafe { libc::ftruncate(fd, len as libc::off_t) };
-        let maps = if sized < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            map(fd, len, libc::PROT_READ | libc::PROT_WRITE).and_then(|rw| {
-                map(fd, len, libc::PROT_READ | libc::PROT_EXEC).map(|rx| (rw, rx)).inspect_err(
-                    |_| {
-                        // SAFETY: the mapping made one line above.
-                        unsafe { libc::munmap(rw.cast(), len) };
-                    },
-                )
-            })
-        };
-        // SAFETY: fd is ours; the mappings keep the memory.
-        unsafe { libc::close(fd) };
-        let (rw, rx) = maps?;
+        let (rw, rx) = map_twice(len)?;
         let meta = (0..len / CHUNK).map(|_| Mutex::default()).collect();
         Ok(Arena {
             rw,
@@ -243,7 +248,7 @@ impl Arena {
     }
     /// Atomically replaces the 8-byte aligned word at `off`.
     pub(crate) fn patch64(&self, off: usize, value: u64) {
-        assert!(off % 8 == 0 && off + 8 <= self.len);
+        assert!(off.is_multiple_of(8) && off + 8 <= self.len);
         // SAFETY: in bounds and aligned; all writers of published code use atomics.
         let word = unsafe { &*self.rw.add(off).cast::<AtomicU64>() };
         word.store(value, Ordering::Release);

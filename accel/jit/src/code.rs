@@ -75,7 +75,7 @@ pub trait Backend: Send + Sync {
     fn link(&self, site: LinkSite, to: CodePtr);
     /// Undoes [`Backend::link`].
     fn unlink(&self, site: LinkSite);
-    /// Makes the entries of a block leave with [`crate::target::LEAVE_PAGE`] from now on (for
+    /// Makes the entries of a block refuse (see [`crate::target::Runtime::lookup`]) from now on (for
     /// invalidation while other threads may be about to enter).
     fn poison(&self, block: &Compiled);
     /// Drops all code. No thread may be inside [`Backend::run`].

@@ -256,6 +256,7 @@ mod tests {
             sets_flags: false,
             vector: true,
             fp: false,
+            x87: false,
         }
     }
 

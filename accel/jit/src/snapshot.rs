@@ -21,6 +21,10 @@ const CONST_NEXT: u64 = 1;
 const WORD: u64 = 2;
 const FLAGS: u64 = 3;
 
+/// What a trap handler adds to the address of the instruction that trapped (see
+/// [`Snapshots::set_trap`]). Instructions that trap have at least two bytes.
+pub(crate) const TRAP_BIAS: u32 = 1;
+
 /// Arithmetic flags of a flags image.
 pub(crate) const FLAGS_MASK: u64 = 0x8d5;
 
@@ -69,6 +73,15 @@ impl Snapshots {
     /// Says at which offset in the block's code the snapshot is looked up.
     pub(crate) fn set_host(&mut self, id: SnapId, host: u32) {
         self.heads[id.0 as usize].0 = host;
+    }
+    /// Says that the instruction which starts at this offset may trap. Its snapshot is looked up one
+    /// byte into it: at its start may be the return address of a call before it, which has one too.
+    pub(crate) fn set_trap(&mut self, id: SnapId, start: u32) {
+        self.set_host(id, start + TRAP_BIAS);
+    }
+    /// Another instruction that may trap, with the same snapshot.
+    pub(crate) fn also_trap(&mut self, id: SnapId, start: u32) {
+        self.also(id, start + TRAP_BIAS);
     }
     /// Another offset at which the same snapshot is looked up.
     pub(crate) fn also(&mut self, id: SnapId, host: u32) {

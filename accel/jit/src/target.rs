@@ -107,6 +107,13 @@ pub struct EnvLayout {
     pub fault: u32,
     /// u8: non-zero while guest vector state is in host registers.
     pub vec_live: u32,
+    /// u8, right behind `vec_live`: non-zero while guest x87 state is in the host's unit. On the way
+    /// out of generated code it goes to `x87_image`, and the unit is left in its initial state.
+    pub x87_live: u32,
+    /// u8: non-zero while `x87_image` has guest x87 state that the guest's own fields lack.
+    pub x87_saved: u32,
+    /// 108 bytes: x87 state as FNSAVE stores it with 32-bit operand size.
+    pub x87_image: u32,
     /// u8: non-zero while a `Ptr` bounce buffer waits for its `PtrEnd`.
     pub bounce: u32,
     /// u32: guest MXCSR.
@@ -160,6 +167,12 @@ pub struct Runtime {
     /// `fn(env, pc: u64) -> u64`: jump-cache miss: host code of the checked entry of the block at
     /// `pc` in the current mode, or 0 to leave with [`LEAVE_LOOKUP`] (pc global already set).
     pub lookup: usize,
+    /// `fn(env)`: brings the guest's x87 state from its own fields to `x87_image`.
+    pub x87_image: usize,
+    /// `fn(env, pc: u64) -> u64`: a checked entry of the block at `pc` was refused, because a code
+    /// page or the mode has changed; as `lookup`, but on 0 the code leaves with [`LEAVE_PAGE`]. What
+    /// it returns must be an entry that passes.
+    pub refused: usize,
 }
 
 /// Packed description of a memory access on a slow path.
@@ -167,13 +180,13 @@ pub struct Runtime {
 pub struct AccessInfo(pub u32);
 
 impl AccessInfo {
-    /// Size `1 << size_log2` bytes, MMU index, access bits ([`crate::ir::PTR_READ`] …).
-    pub const fn new(size_log2: u8, mmu_idx: u8, access: u8) -> AccessInfo {
-        AccessInfo(size_log2 as u32 | (mmu_idx as u32) << 8 | (access as u32) << 16)
+    /// Size [`crate::ir::access_bytes`]`(size)`, MMU index, access bits ([`crate::ir::PTR_READ`] …).
+    pub const fn new(size: u8, mmu_idx: u8, access: u8) -> AccessInfo {
+        AccessInfo(size as u32 | (mmu_idx as u32) << 8 | (access as u32) << 16)
     }
     /// Size in bytes.
     pub const fn size(self) -> u32 {
-        1 << (self.0 & 0xff)
+        crate::ir::access_bytes(self.0 as u8)
     }
     /// MMU index.
     pub const fn mmu_idx(self) -> u8 {

@@ -82,6 +82,12 @@ fn run(p: &Program, backend: &Arc<dyn Backend>, link: bool) -> Outcome {
             }
         }
     }
+    for page in RAM.step_by(4096) {
+        // Which pages are in the TLB cannot be seen, but it decides between the fast paths.
+        if !rng.chance(3) {
+            m.warm(page);
+        }
+    }
     let leave = m.run(compiled[0].checked);
     let env = m.env();
     let mut o = Outcome {

@@ -1,15 +1,18 @@
 //! The accelerator: options, the compile target, and vCPU threads.
 
+use crate::counters::Counters;
 use crate::env::Env as EnvOf;
-use crate::exec::{Doorbell, Runner, Shared, Vcpu};
+use crate::exec::{Doorbell, Icount, Pace, Runner, Shared, Turns, Vcpu, VcpuOptions};
+use crate::perfmap::PerfMap;
 use crate::tb::TbCache;
 use crate::x86::{self, Cpu, Env};
 use crate::{log, runtime};
 use std::mem::offset_of;
-use std::sync::Arc;
-use tandem_accel::clock::Clock;
-use tandem_accel::memory::GuestMap;
-use tandem_accel::vcpu::{VcpuControl, VcpuHandle, VcpuSpec, run_loop};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use tandem_accel::clock::{Clock, NANOS_PER_SEC};
+use tandem_accel::memory::{GuestMap, MemoryListener, Region};
+use tandem_accel::vcpu::{Seat, VcpuControl, VcpuHandle, VcpuSpec, run_loop};
 use tandem_accel::x86::cpuid::CpuidTable;
 use tandem_accel::{AccelOps, Error, IrqChip, Result};
 use tandem_jit::code::Backend;
@@ -33,10 +36,16 @@ pub struct TcgOptions {
     pub backend: BackendKind,
     /// One guest instruction per block.
     pub one_insn_per_tb: bool,
+    /// All vCPUs in turn on one thread; `icount` implies it.
+    pub single_thread: bool,
+    /// Guest time from executed instructions.
+    pub icount: Option<Icount>,
     /// Size of the code memory in bytes.
     pub code_bytes: usize,
     /// What to log.
     pub log: log::Options,
+    /// Writes a map of the translated code for `perf` (see [`crate::perfmap`]).
+    pub perf_map: bool,
 }
 
 impl Default for TcgOptions {
@@ -44,14 +53,24 @@ impl Default for TcgOptions {
         TcgOptions {
             backend: BackendKind::Jit,
             one_insn_per_tb: false,
+            single_thread: false,
+            icount: None,
             code_bytes: 256 << 20,
             log: log::Options::default(),
+            perf_map: false,
         }
     }
 }
 
+impl TcgOptions {
+    /// Whether two runs with the same input are the same.
+    fn is_deterministic(&self) -> bool {
+        self.icount.is_some_and(|i| i.shift.is_some())
+    }
+}
+
 /// Frequency of a translated TSC: it counts nanoseconds of the virtual clock.
-const TSC_HZ: u64 = tandem_accel::clock::NANOS_PER_SEC;
+const TSC_HZ: u64 = NANOS_PER_SEC;
 
 /// Translation, set up for one VM.
 pub struct TcgAccel {
@@ -60,7 +79,15 @@ pub struct TcgAccel {
     target: Arc<Target>,
     shared: Arc<Shared>,
     tbs: Arc<TbCache>,
+    counters: Mutex<Vec<Arc<Counters>>>,
+    /// Where vCPUs take turns.
+    turns: Option<(Arc<Turns>, Arc<Pace>)>,
 }
+
+/// UTC at the start of a machine whose runs are to be alike: 2000-01-01, in nanoseconds.
+const FIXED_EPOCH: u64 = 946_684_800 * NANOS_PER_SEC;
+/// Seed of the random numbers of such a machine.
+const FIXED_SEED: u64 = 0x7461_6e64_656d;
 
 /// What code is compiled for.
 fn target(vec: VecState) -> Target {
@@ -120,14 +147,110 @@ impl TcgAccel {
             BackendKind::Interp => InterpBackend::new(target.clone()),
         };
         let shared = Arc::new(Shared::default());
-        let watch = shared.clone();
-        let tbs = TbCache::new(backend, move |ppage, on| watch.watch(ppage, on));
-        Ok(Arc::new(TcgAccel { options, clock, target, shared, tbs }))
+        let perf_map = options.perf_map.then(PerfMap::create).transpose()?;
+        let tbs = TbCache::new(backend, perf_map, shared.clone());
+        let turns = (options.single_thread || options.icount.is_some())
+            .then(|| (Arc::default(), Pace::new(clock.clone(), options.icount)));
+        if options.is_deterministic() {
+            clock.set_epoch(FIXED_EPOCH);
+        }
+        let counters = Mutex::default();
+        Ok(Arc::new(TcgAccel { options, clock, target, shared, tbs, counters, turns }))
     }
 
     /// The block table, for statistics.
     pub fn tbs(&self) -> &Arc<TbCache> {
         &self.tbs
+    }
+
+    /// All counters by name: those of the block table, and the sums over the vCPUs.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let c = &self.tbs.counters;
+        let table = [
+            ("translations", &c.translations),
+            ("translated_insns", &c.insns),
+            ("invalidations", &c.invalidations),
+            ("links", &c.links),
+            ("code_flushes", &c.flushes),
+        ];
+        let mut all: Vec<_> = table.map(|(n, c)| (n, c.load(Ordering::Relaxed))).to_vec();
+        let (used, room) = self.tbs.backend.usage();
+        all.extend([("code_bytes", used as u64), ("code_bytes_max", room as u64)]);
+        let mut sums: Vec<(&'static str, u64)> = Vec::new();
+        for vcpu in self.counters.lock().unwrap().iter() {
+            let list = vcpu.list();
+            if sums.is_empty() {
+                sums = list;
+            } else {
+                sums.iter_mut().zip(list).for_each(|(sum, c)| sum.1 += c.1);
+            }
+        }
+        all.extend(sums);
+        all
+    }
+
+    /// A vCPU to be run on a thread of the caller's, and how to reach it from others.
+    ///
+    /// # Errors
+    /// There is no memory for its state, or `spec.state` is an impossible one.
+    pub fn runner(&self, spec: &VcpuSpec) -> Result<(Runner, Arc<Doorbell>)> {
+        let bell = Doorbell::new(VcpuControl::new());
+        let runner = self.runner_with(spec, bell.clone())?;
+        Ok((runner, bell))
+    }
+
+    fn runner_with(&self, spec: &VcpuSpec, bell: Arc<Doorbell>) -> Result<Runner> {
+        let counters = Arc::new(Counters::default());
+        self.counters.lock().unwrap().push(counters.clone());
+        let vcpu = Box::new(Vcpu::new(
+            spec,
+            self.clock.clone(),
+            self.shared.clone(),
+            self.tbs.clone(),
+            self.target.clone(),
+            bell.clone(),
+            counters,
+            VcpuOptions {
+                pace: self.turns.as_ref().map(|(_, pace)| pace.clone()),
+                seed: self.options.is_deterministic().then_some(FIXED_SEED),
+                one_insn: self.options.one_insn_per_tb,
+                nochain: self.options.log.needs_every_block(),
+            },
+        ));
+        let mem = self.tbs.backend.alloc_env().map_err(|e| {
+            Error::new(format!("cannot allocate the state of vCPU {}", spec.index)).caused_by(e)
+        })?;
+        let runner = Runner::new(mem, vcpu, &spec.state)?;
+        self.shared.add(bell.clone());
+        if let Some(intc) = &spec.intc {
+            intc.attach(bell);
+        }
+        Ok(runner)
+    }
+}
+
+/// Carries changes of the memory map to the list of RAM, the blocks and the vCPUs.
+pub(crate) struct MapFollower {
+    pub shared: Arc<Shared>,
+    pub tbs: Arc<TbCache>,
+}
+
+impl MapFollower {
+    /// Code at these addresses may now be other code.
+    fn changed(&self, r: &Region) {
+        self.tbs.forget(r.gpa, r.len());
+        self.shared.memory_changed();
+    }
+}
+
+impl MemoryListener for MapFollower {
+    fn added(&self, r: &Region) {
+        self.shared.phys.add(r);
+        self.changed(r);
+    }
+    fn removed(&self, r: &Region) {
+        self.shared.phys.remove(r);
+        self.changed(r);
     }
 }
 
@@ -137,7 +260,7 @@ impl AccelOps for TcgAccel {
     }
 
     fn attach_memory(&self, map: &Arc<GuestMap>) -> Result<()> {
-        map.subscribe(self.shared.phys.clone());
+        map.subscribe(Arc::new(MapFollower { shared: self.shared.clone(), tbs: self.tbs.clone() }));
         map.set_watcher(self.tbs.clone());
         Ok(())
     }
@@ -153,30 +276,15 @@ impl AccelOps for TcgAccel {
     fn create_vcpu_thread(&self, spec: VcpuSpec) -> Result<VcpuHandle> {
         let control = VcpuControl::new();
         let bell = Doorbell::new(control.clone());
-        let (ram, _) = self.shared.phys.snapshot();
-        let vcpu = Box::new(Vcpu::new(
-            &spec,
-            self.clock.clone(),
-            ram,
-            self.shared.clone(),
-            self.tbs.clone(),
-            self.target.clone(),
-            bell.clone(),
-            self.options.one_insn_per_tb,
-            self.options.log.needs_every_block(),
-        ));
-        let mem = self.tbs.backend.alloc_env().map_err(|e| {
-            Error::new(format!("cannot allocate the state of vCPU {}", spec.index)).caused_by(e)
-        })?;
-        let mut runner = Runner::new(mem, vcpu, &spec.state)?;
-        self.shared.add(bell.clone());
-        if let Some(intc) = &spec.intc {
-            intc.attach(bell.clone());
-        }
+        let runner = self.runner_with(&spec, bell.clone())?;
         let (index, events, loop_control) = (spec.index, spec.events, control.clone());
+        if let Some((turns, pace)) = &self.turns {
+            turns.bring(pace, index, runner, loop_control, events)?;
+            return Ok(VcpuHandle::new(index, control, bell, None));
+        }
         let thread = std::thread::Builder::new()
             .name(format!("tcg-vcpu{index}"))
-            .spawn(move || run_loop(index, &mut runner, &loop_control, &*events))
+            .spawn(move || run_loop(Seat::take(index, runner, loop_control, events)))
             .map_err(|e| {
                 Error::new(format!("cannot start the thread of vCPU {index}")).caused_by(e)
             })?;
@@ -189,6 +297,17 @@ impl AccelOps for TcgAccel {
 
     fn tsc_hz(&self) -> u64 {
         TSC_HZ
+    }
+
+    fn executed(&self) -> Option<u64> {
+        let (_, pace) = self.turns.as_ref()?;
+        pace.makes_time().then(|| pace.executed())
+    }
+
+    fn hold(&self) {
+        if let Some((_, pace)) = self.turns.as_ref().filter(|(_, p)| p.makes_time()) {
+            pace.hold();
+        }
     }
 
     fn reset(&self) -> Result<()> {

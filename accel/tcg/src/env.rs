@@ -6,18 +6,18 @@
 //! * Generated code addresses `Env` by byte offset; [`Core::layout`] and the guest's table of
 //!   globals are the only places where offsets are taken.
 //! * Only the thread that runs the vCPU touches `Env`, except for the atomics
-//!   [`Core::exit_request`] and what [`crate::softmmu`] documents.
+//!   [`Core::exit_request`] and [`Core::insns_left`] and what [`crate::softmmu`] documents.
 //! * `Core` knows no guest architecture; `C` is the guest's processor state.
 
 use crate::softmmu::Tlb;
 use std::mem::offset_of;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use tandem_jit::target::{EnvLayout, TlbLayout};
 
 /// Words of the code map (see [`Core::code_map`]); a power of two.
 pub const CODE_MAP_LEN: usize = 4096;
 /// log2 of the number of jump-cache entries.
-pub const JMP_CACHE_BITS: u8 = 12;
+pub const JMP_CACHE_BITS: u8 = 14;
 /// Number of MMU tables.
 pub const MMU_MODES: usize = 3;
 
@@ -27,14 +27,22 @@ pub const MMU_MODES: usize = 3;
 pub struct Core {
     /// Non-zero asks the vCPU to leave at the next block boundary. Set by any thread.
     pub exit_request: AtomicU32,
+    /// Instructions that may be executed, if they are counted. Only the vCPU's thread writes it.
+    pub insns_left: AtomicI64,
     /// Non-zero: a helper raised a guest fault (the guest state says which).
     pub fault: u32,
     /// Guest vector state is in host registers.
     pub vec_live: u8,
-    /// A bounced host pointer waits for its end.
+    /// Guest x87 state is in the host's unit; only while generated code runs.
+    pub x87_live: u8,
+    /// [`Core::x87_image`] is newer than the processor's own x87 fields.
+    pub x87_saved: u8,
+    /// A host pointer waits for its end: [`BOUNCED`], [`CODE_OPEN`] or [`MASKED`].
     pub bounce: u8,
     /// The block that runs is a single instruction restarted after a write to code.
     pub restarting: u8,
+    /// No other vCPU is in generated code or a helper.
+    pub alone: u8,
     /// Guest MXCSR.
     pub mxcsr: u32,
     /// Host MXCSR while guest code runs.
@@ -55,21 +63,39 @@ pub struct Core {
     pub vec: [[u8; 64]; 32],
     /// Opmask registers.
     pub opmask: [u64; 8],
+    /// x87 state as FNSAVE stores it.
+    pub x87_image: X87Image,
+    /// Where generated code puts an x87 status word.
+    pub x87_scratch: u64,
     /// Which code pages are mapped where: word `hash(virtual page)` holds the interned id of the
     /// (virtual page, physical page) pair that is valid now, or 0.
     pub code_map: [u32; CODE_MAP_LEN],
     /// CPU mode word, compared like a code-map word at checked entries: slot `CODE_MAP_LEN`.
     pub mode: u32,
+    /// By word of the code map, one bit: it is of a translation that is not global.
+    pub code_local: [u64; CODE_MAP_LEN / 64],
     /// Jump cache.
     pub jmp_cache: [JmpEntry; 1 << JMP_CACHE_BITS],
 }
+
+/// [`Core::bounce`]: the pointer is to the bounce buffer.
+pub const BOUNCED: u8 = 1;
+/// [`Core::bounce`]: the pointer is to memory that holds code; `BounceBuf::addr` is its guest
+/// physical address.
+pub const CODE_OPEN: u8 = 2;
+/// [`Core::bounce`]: the pointer is to the bounce buffer, of which a masked store writes some bytes.
+pub const MASKED: u8 = 3;
+
+/// The 108 bytes that FNSAVE stores with 32-bit operand size (SDM vol. 1 figure 8-9).
+#[repr(C, align(16))]
+pub struct X87Image(pub [u8; 108]);
 
 /// Bounce buffer for [`tandem_jit::ir::Op::Ptr`].
 #[repr(C, align(64))]
 pub struct BounceBuf {
     /// The bytes.
     pub data: [u8; 64],
-    /// Guest virtual address.
+    /// Guest virtual address; physical if the buffer is not used ([`CODE_OPEN`]).
     pub addr: u64,
     /// Packed access description.
     pub info: u32,
@@ -108,6 +134,9 @@ impl Core {
             exit_request: offset_of!(Core, exit_request) as u32,
             fault: offset_of!(Core, fault) as u32,
             vec_live: offset_of!(Core, vec_live) as u32,
+            x87_live: offset_of!(Core, x87_live) as u32,
+            x87_saved: offset_of!(Core, x87_saved) as u32,
+            x87_image: offset_of!(Core, x87_image) as u32,
             bounce: offset_of!(Core, bounce) as u32,
             mxcsr: offset_of!(Core, mxcsr) as u32,
             host_mxcsr: offset_of!(Core, host_mxcsr) as u32,
@@ -133,5 +162,7 @@ impl<C> Env<C> {
     }
 }
 
+// Generated code looks at both flags at once.
+const _: () = assert!(offset_of!(Core, x87_live) == offset_of!(Core, vec_live) + 1);
 // The mode word must directly follow the code map: checked entries compare it as one more word.
 const _: () = assert!(offset_of!(Core, mode) == offset_of!(Core, code_map) + 4 * CODE_MAP_LEN);

@@ -20,12 +20,15 @@
 //! inline TLB hit is in [`softmmu`].
 
 pub mod accel;
+pub mod counters;
 pub mod env;
 pub mod exec;
 pub mod log;
+pub mod perfmap;
 pub mod runtime;
 pub mod softmmu;
 pub mod tb;
 pub mod x86;
 
 pub use accel::{BackendKind, TcgAccel, TcgOptions};
+pub use exec::Icount;

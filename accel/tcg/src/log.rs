@@ -2,6 +2,7 @@
 //!
 //! Off means free: generated code is the same, and each hook is one relaxed load.
 
+use crate::exec::Vcpu;
 use crate::softmmu::{PAGE_MASK, phys};
 use crate::tb::{Found, Range, TbCache, TbKey};
 use crate::x86::Env;
@@ -42,6 +43,8 @@ bitflags! {
         const MMU = 128;
         /// No block jumps to another directly.
         const NOCHAIN = 256;
+        /// What each vCPU has counted, when it ends.
+        const COUNTERS = 512;
     }
 }
 
@@ -56,6 +59,7 @@ pub const NAMES: &[(&str, Items, &str)] = &[
     ("int", Items::INT, "interrupts and exceptions"),
     ("mmu", Items::MMU, "page faults"),
     ("nochain", Items::NOCHAIN, "do not jump from block to block directly"),
+    ("counters", Items::COUNTERS, "what each vCPU has counted, when it ends"),
 ];
 
 /// Logging options.
@@ -148,11 +152,11 @@ fn disassemble(out: &mut String, bitness: u32, ip: u64, bytes: &[u8]) {
     }
 }
 
-/// A block has been translated.
+/// A block has been translated; `vpage_of` gives the virtual page of a physical one.
 pub fn translated(
     env: &Env,
     key: TbKey,
-    pages: &[(u64, u64, u64)],
+    vpage_of: impl Fn(u64) -> u64,
     ranges: &[Range],
     block: &Block,
 ) {
@@ -169,10 +173,10 @@ pub fn translated(
         };
         let _ = writeln!(out, "----------------\nIN: cs_base={:#x} {mode:?}", key.cs_base);
         for r in ranges {
-            let vpage = pages.iter().find(|p| p.1 == r.gpa & !PAGE_MASK).map_or(0, |p| p.0);
+            let vpage = vpage_of(r.gpa & !PAGE_MASK);
             let ip = (vpage | r.gpa & PAGE_MASK).wrapping_sub(key.cs_base);
             let mut bytes = vec![0; r.len as usize];
-            if let Some(m) = phys::find(&env.vcpu().ram, r.gpa) {
+            if let Some(m) = phys::find(&env.vcpu().ram(), r.gpa) {
                 let p = (m.host as u64 + (r.gpa - m.gpa)) as *const u8;
                 // SAFETY: the range lies inside one page of the region.
                 unsafe { std::ptr::copy_nonoverlapping(p, bytes.as_mut_ptr(), bytes.len()) };
@@ -221,6 +225,22 @@ pub fn enter(env: &Env, found: &Found) {
     if on(Items::CPU) {
         write(&registers(env));
     }
+}
+
+/// A vCPU ends.
+pub fn ended(vcpu: &Vcpu) {
+    line(Items::COUNTERS, || {
+        let mut text = format!("vCPU {} counted:", vcpu.index);
+        for (name, n) in vcpu.counters.list() {
+            let _ = write!(text, "\n  {n:>12} {name}");
+        }
+        let c = &vcpu.tbs.counters;
+        for (name, n) in [("translations", &c.translations), ("insns", &c.insns)] {
+            let _ = write!(text, "\n  {:>12} {name}", n.load(Ordering::Relaxed));
+        }
+        text
+    });
+    flush();
 }
 
 /// An exception is about to be delivered.

@@ -1,12 +1,14 @@
 //! The slow paths that generated code calls (see [`tandem_jit::target::Runtime`]).
 
+use crate::env::{BOUNCED, CODE_OPEN, MASKED};
 use crate::exec;
 use crate::softmmu::{PAGE_MASK, PAGE_SIZE, slow};
+use crate::tb::{self, LOCK_RETRY};
 use crate::x86::Env;
 use crate::x86::exception::Exception;
-use crate::x86::helpers::raise;
+use crate::x86::helpers::{raise, vector};
 use crate::x86::paging::Access;
-use tandem_jit::ir::{PTR_ALIGNED, PTR_READ, PTR_WRITE};
+use tandem_jit::ir::{PTR_ALIGNED, PTR_LOCKED, PTR_MASKED, PTR_READ, PTR_WRITE};
 use tandem_jit::target::{AccessInfo, Runtime};
 
 /// The entry points as the compiler wants them.
@@ -17,6 +19,8 @@ pub fn table() -> Runtime {
         ptr: ptr as *const () as usize,
         ptr_end: ptr_end as *const () as usize,
         lookup: lookup as *const () as usize,
+        x87_image: x87_image as *const () as usize,
+        refused: lookup as *const () as usize,
     }
 }
 
@@ -54,7 +58,11 @@ extern "C" fn store(env: *mut Env, addr: u64, info: u32, value: u64) {
 extern "C" fn ptr(env: *mut Env, addr: u64, info: u32) -> u64 {
     // SAFETY: called by generated code of this vCPU.
     let env = unsafe { env_of(env) };
-    let r = pointer(env, addr, AccessInfo(info));
+    let info = AccessInfo(info);
+    let r = match info.access() & PTR_MASKED != 0 {
+        true => vector::masked_pointer(env, addr),
+        false => pointer(env, addr, info),
+    };
     settle(env, r)
 }
 
@@ -66,22 +74,16 @@ fn pointer(env: &mut Env, addr: u64, info: AccessInfo) -> Result<u64, Exception>
         return Err(Exception::gp(0));
     }
     if PAGE_SIZE - (addr & PAGE_MASK) >= size as u64 {
-        let mut bar = 0;
-        let mut e = None;
-        if writes {
-            e = Some(env.entry(addr, Access::Write, mmu)?);
-            bar |= slow::BAR_WRITE;
+        if let Some(p) = in_page(env, addr, info)? {
+            return Ok(p);
         }
-        if reads {
-            e = Some(env.entry(addr, Access::Read, mmu)?);
-            bar |= slow::BAR_READ;
-        }
-        if let Some(e) = e.filter(|e| e.phys & bar == 0) {
-            return Ok(addr.wrapping_add(e.addend));
-        }
+    } else if access & PTR_LOCKED != 0 && env.core.alone == 0 {
+        // Of one instruction on two pages the host can make nothing atomic.
+        env.probe_write(addr, size as u64, mmu)?;
+        return Err(Exception::plain(LOCK_RETRY));
     }
     if writes {
-        env.probe_write(addr, size as u64, mmu)?;
+        env.clear_code(addr, size as u64, mmu)?;
     }
     if reads {
         let mut data = [0; 64];
@@ -90,20 +92,66 @@ fn pointer(env: &mut Env, addr: u64, info: AccessInfo) -> Result<u64, Exception>
     }
     env.core.bounce_buf.addr = addr;
     env.core.bounce_buf.info = info.0;
-    env.core.bounce = writes.into();
+    env.core.bounce = if writes { BOUNCED } else { 0 };
     Ok(env.core.bounce_buf.data.as_ptr() as u64)
+}
+
+/// A host pointer to the bytes themselves, inside one page, if they are memory.
+fn in_page(env: &mut Env, addr: u64, info: AccessInfo) -> Result<Option<u64>, Exception> {
+    let (size, mmu, access) = (info.size(), info.mmu_idx(), info.access());
+    let (reads, writes) = (access & PTR_READ != 0, access & PTR_WRITE != 0);
+    let mut bar = 0;
+    let mut entry = None;
+    if writes {
+        entry = Some(env.entry(addr, Access::Write, mmu)?);
+        bar |= slow::IO_WRITE;
+    }
+    if reads {
+        entry = Some(env.entry(addr, Access::Read, mmu)?);
+        bar |= slow::IO_READ;
+    }
+    let Some(e) = entry.filter(|e| e.phys & bar == 0) else { return Ok(None) };
+    if writes && e.phys & slow::CODE != 0 {
+        let gpa = e.phys & !PAGE_MASK | addr & PAGE_MASK;
+        tb::clear_code(env, gpa, size as usize)?;
+        env.core.bounce_buf.addr = gpa;
+        env.core.bounce_buf.info = info.0;
+        env.core.bounce = CODE_OPEN;
+    }
+    if e.phys & slow::WATCH != 0 {
+        env.cpu.note_access(addr, size.into(), writes);
+    }
+    Ok(Some(addr.wrapping_add(e.addend)))
 }
 
 extern "C" fn ptr_end(env: *mut Env) {
     // SAFETY: called by generated code of this vCPU.
     let env = unsafe { env_of(env) };
-    env.core.bounce = 0;
+    let was = std::mem::take(&mut env.core.bounce);
     let info = AccessInfo(env.core.bounce_buf.info);
+    let (addr, size) = (env.core.bounce_buf.addr, info.size() as usize);
+    if was == CODE_OPEN {
+        return tb::code_written(env, addr, size);
+    }
+    if was == MASKED {
+        if let Err(e) = env.between_blocks(vector::masked_end) {
+            raise(env, e);
+        }
+        return;
+    }
     let data = env.core.bounce_buf.data;
-    let size = info.size() as usize;
-    if let Err(e) = env.write_bytes(env.core.bounce_buf.addr, &data[..size], info.mmu_idx()) {
+    // The instruction has done its work: what the write finds translated from there by now does not
+    // restart it.
+    let done = env.between_blocks(|env| env.write_bytes(addr, &data[..size], info.mmu_idx()));
+    if let Err(e) = done {
         raise(env, e);
     }
+}
+
+extern "C" fn x87_image(env: *mut Env) {
+    // SAFETY: called by generated code of this vCPU.
+    let env = unsafe { env_of(env) };
+    env.make_x87_image();
 }
 
 extern "C" fn lookup(env: *mut Env, pc: u64) -> u64 {

@@ -5,8 +5,8 @@ use crate::irq::Kick;
 use crate::x86::X86State;
 use crate::{Error, Result};
 use std::sync::mpsc;
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::thread::{JoinHandle, Thread};
 
 /// A request that runs on the vCPU's thread between two runs.
 pub(super) type Request = Box<dyn FnOnce(&mut dyn VcpuRunner) + Send>;
@@ -23,6 +23,8 @@ pub(super) struct Desired {
 pub struct VcpuControl {
     pub(super) inner: Mutex<Desired>,
     pub(super) changed: Condvar,
+    /// Whom to wake when something is asked.
+    pub(super) thread: OnceLock<Thread>,
 }
 
 impl VcpuControl {
@@ -36,14 +38,23 @@ impl VcpuControl {
                 woken: false,
             }),
             changed: Condvar::new(),
+            thread: OnceLock::new(),
         })
+    }
+
+    /// Something has changed: everybody who waits for it looks.
+    pub(super) fn notify(&self) {
+        self.changed.notify_all();
+        if let Some(t) = self.thread.get() {
+            t.unpark();
+        }
     }
 
     /// Ends an idle sleep of the loop. An accelerator's [`Kick`] calls this after it has made its
     /// `run` return.
     pub fn wake(&self) {
         self.inner.lock().unwrap().woken = true;
-        self.changed.notify_all();
+        self.notify();
     }
 }
 
@@ -56,7 +67,7 @@ pub struct VcpuHandle {
 }
 
 impl VcpuHandle {
-    /// Joins the ends. `kick` makes `run` return and calls [`VcpuControl::wake`].
+    /// Joins the ends; `thread` is the vCPU's own, if it has one. `kick` makes `run` return and calls [`VcpuControl::wake`].
     pub fn new(
         index: u32,
         control: Arc<VcpuControl>,
@@ -93,7 +104,7 @@ impl VcpuHandle {
                 d.target = target;
             }
         }
-        self.control.changed.notify_all();
+        self.control.notify();
         self.kick.kick();
     }
 
@@ -131,7 +142,7 @@ impl VcpuHandle {
                 let _ = tx.send(f(r));
             }));
         }
-        self.control.changed.notify_all();
+        self.control.notify();
         self.kick.kick();
         rx.recv().map_err(|_| Error::new(format!("vCPU {} ended", self.index)))
     }
@@ -146,11 +157,17 @@ impl VcpuHandle {
         self.with_runner(move |r| r.set_state(&state))?
     }
 
-    /// Stops it for good and joins its thread.
+    /// Stops it for good, and joins its thread if it has one of its own.
     pub fn stop(&mut self) {
         self.want(RunState::Stopped);
-        if let Some(t) = self.thread.take() {
-            let _ = t.join();
+        let joined = self.thread.take().map(|t| t.join());
+        let mut d = self.control.inner.lock().unwrap();
+        if joined.is_some() {
+            // Also if it panicked.
+            d.state = RunState::Stopped;
+        }
+        while d.state != RunState::Stopped {
+            d = self.control.changed.wait(d).unwrap();
         }
     }
 }

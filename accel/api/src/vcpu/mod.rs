@@ -1,5 +1,6 @@
 //! vCPUs: what one is made from ([`VcpuSpec`]), how a machine holds it ([`VcpuHandle`]), what an
-//! accelerator implements ([`VcpuRunner`]), and the one loop that runs it ([`run_loop`]).
+//! accelerator implements ([`VcpuRunner`]), and what runs it as its control asks ([`Seat`]; on a
+//! thread of its own, [`run_loop`]).
 //!
 //! The run-state machine, drawn in [`RunState`]:
 //!
@@ -84,6 +85,8 @@ pub enum VcpuExit {
     Kicked,
     /// HLT (or wait-for-SIPI) with nothing deliverable: sleep until a kick.
     Halted,
+    /// Its turn is over, on a thread that it shares with other vCPUs.
+    TurnOver,
     /// Stops by itself.
     Stop(StopReason),
 }
@@ -98,4 +101,16 @@ pub trait VcpuRunner {
     fn state(&mut self) -> crate::Result<X86State>;
     /// Writes the architectural state, in the order that the accelerator requires.
     fn set_state(&mut self, state: &X86State) -> crate::Result<()>;
+}
+
+impl<R: VcpuRunner + ?Sized> VcpuRunner for &mut R {
+    fn run(&mut self) -> VcpuExit {
+        (**self).run()
+    }
+    fn state(&mut self) -> crate::Result<X86State> {
+        (**self).state()
+    }
+    fn set_state(&mut self, state: &X86State) -> crate::Result<()> {
+        (**self).set_state(state)
+    }
 }

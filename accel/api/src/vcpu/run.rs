@@ -1,69 +1,109 @@
-//! The vCPU loop.
+//! Running a vCPU as its control asks.
 
 use super::{RunState, VcpuControl, VcpuEvents, VcpuExit, VcpuRunner};
+use std::sync::Arc;
 
-/// Runs `runner` as its control asks until it is stopped. Called by the accelerator on the vCPU's
-/// thread.
-pub fn run_loop(
+/// A vCPU on the thread that runs it.
+pub struct Seat<R> {
     index: u32,
-    runner: &mut dyn VcpuRunner,
-    control: &VcpuControl,
-    events: &dyn VcpuEvents,
-) {
-    // Whether the last run ended in a halt and nothing has woken the vCPU since.
-    let mut idle = false;
-    loop {
-        let requests;
-        {
-            let mut d = control.inner.lock().unwrap();
-            loop {
+    runner: R,
+    control: Arc<VcpuControl>,
+    events: Arc<dyn VcpuEvents>,
+    /// The last run ended in a halt and nothing has woken the vCPU since.
+    idle: bool,
+}
+
+/// What a vCPU's thread has to do for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Duty {
+    /// Run it.
+    Run,
+    /// It is halted: nothing, until its control changes.
+    Idle,
+    /// It shall not run: nothing, until its control changes.
+    Wait,
+    /// It has been stopped: give it up.
+    End,
+}
+
+impl<R: VcpuRunner> Seat<R> {
+    /// For the thread that calls this: it is unparked whenever there may be a new duty.
+    pub fn take(
+        index: u32,
+        runner: R,
+        control: Arc<VcpuControl>,
+        events: Arc<dyn VcpuEvents>,
+    ) -> Seat<R> {
+        let _ = control.thread.set(std::thread::current());
+        Seat { index, runner, control, events, idle: false }
+    }
+
+    /// Follows what has been asked of the vCPU and serves requests; says what is to be done next.
+    pub fn attend(&mut self) -> Duty {
+        loop {
+            let requests = {
+                let mut d = self.control.inner.lock().unwrap();
                 if std::mem::take(&mut d.woken) {
-                    idle = false;
+                    self.idle = false;
                 }
-                let next = match (d.state, d.target) {
-                    (_, RunState::Stopped) => RunState::Stopped,
-                    // A parked vCPU leaves only when asked anew: `resume` or `pause` after the
-                    // machine has dealt with it. The stop itself set the target to Parked.
-                    (_, target) => target,
-                };
-                if next != d.state {
-                    d.state = next;
-                    control.changed.notify_all();
+                // A parked vCPU leaves only when asked anew: `resume` or `pause` after the machine
+                // has dealt with it. The stop itself set the target to Parked.
+                if d.state != d.target {
+                    d.state = d.target;
+                    self.control.notify();
                 }
-                let runnable = d.state == RunState::Running && !idle;
-                if d.state == RunState::Stopped || !d.requests.is_empty() || runnable {
-                    break;
+                if d.state == RunState::Stopped {
+                    // Requests that nobody will answer: dropping them ends their callers' wait.
+                    d.requests.clear();
+                    return Duty::End;
                 }
-                d = control.changed.wait(d).unwrap();
-            }
-            if d.state == RunState::Stopped {
-                // Requests that nobody will answer: dropping them ends their callers' wait.
-                d.requests.clear();
-                return;
-            }
-            requests = std::mem::take(&mut d.requests);
-        }
-        if !requests.is_empty() {
+                if d.requests.is_empty() {
+                    return match (d.state, self.idle) {
+                        (RunState::Running, false) => Duty::Run,
+                        (RunState::Running, true) => Duty::Idle,
+                        _ => Duty::Wait,
+                    };
+                }
+                std::mem::take(&mut d.requests)
+            };
             for request in requests {
-                request(runner);
+                request(&mut self.runner);
             }
-            idle = false;
-            continue;
+            self.idle = false;
         }
-        match runner.run() {
-            VcpuExit::Kicked => {}
-            VcpuExit::Halted => idle = true,
+    }
+
+    /// Runs the vCPU until something needs its thread; returns whether it is another vCPU's turn.
+    pub fn run(&mut self) -> bool {
+        match self.runner.run() {
+            VcpuExit::Kicked => return false,
+            VcpuExit::TurnOver => {}
+            VcpuExit::Halted => self.idle = true,
             VcpuExit::Stop(reason) => {
                 {
-                    let mut d = control.inner.lock().unwrap();
+                    let mut d = self.control.inner.lock().unwrap();
                     if d.target != RunState::Stopped {
                         d.target = RunState::Parked;
                     }
                     d.state = RunState::Parked;
                 }
-                control.changed.notify_all();
-                events.stopped(index, reason);
+                self.control.notify();
+                self.events.stopped(self.index, reason);
             }
+        }
+        true
+    }
+}
+
+/// Runs a vCPU on this thread, which is its own, until it is stopped.
+pub fn run_loop<R: VcpuRunner>(mut seat: Seat<R>) {
+    loop {
+        match seat.attend() {
+            Duty::Run => {
+                seat.run();
+            }
+            Duty::Idle | Duty::Wait => std::thread::park(),
+            Duty::End => return,
         }
     }
 }
@@ -115,8 +155,8 @@ mod tests {
         let control = VcpuControl::new();
         let (r, e, c) = (runs.clone(), ear.clone(), control.clone());
         let t = std::thread::spawn(move || {
-            let mut f = Fake { runs: r, exits, state: X86State::default() };
-            run_loop(3, &mut f, &c, &*e);
+            let f = Fake { runs: r, exits, state: X86State::default() };
+            run_loop(Seat::take(3, f, c, e));
         });
         let kick = Arc::new(K(control.clone()));
         (VcpuHandle::new(3, control, kick, Some(t)), runs, ear)

@@ -302,6 +302,7 @@ static WORDS: &[(Word, Names)] = &[
             (29, "srso-no"),
         ],
     ),
+    (Word::new(0x8000_0021, 0, Reg::Ecx), &[(1, "tsa-sq-no"), (2, "tsa-l1-no")]),
     (
         Word::new(0x4000_0001, 0, Reg::Eax),
         &[

@@ -6,8 +6,8 @@ use super::thunk::ThunkArgs;
 use crate::code::CodePtr;
 use crate::ir::eval::{Args, FLAGS, divide, eval, sext, sub_flags};
 use crate::ir::{
-    Cond, ExitKind, Inst, LD_SX32, LD_SX64, NativeReg, Op, PTR_READ, PTR_WRITE, Rmw, TRAP_DIVIDE,
-    Val, Width,
+    Cond, Encoding, ExitKind, Inst, LD_SX32, LD_SX64, Native, NativeReg, Op, PTR_READ, PTR_WRITE,
+    Rmw, TRAP_DIVIDE, Val, Width, access_bytes,
 };
 use crate::target::{
     AccessInfo, LEAVE_CHAIN, LEAVE_FAULT, LEAVE_ILLEGAL, LEAVE_LOOKUP, LEAVE_TRAP, Target,
@@ -50,6 +50,25 @@ const MXCSR_STATUS: u32 = 0x3f;
 const MXCSR_EARLY: u32 = 0x07;
 /// Exception masks of MXCSR.
 const MXCSR_MASKS: u32 = 0x1f80;
+/// MXCSR: underflow is masked.
+const MXCSR_UM: u32 = 1 << 11;
+/// MXCSR: underflow has happened.
+const MXCSR_UE: u32 = 1 << 4;
+/// MXCSR: flush to zero.
+const MXCSR_FTZ: u32 = 1 << 15;
+
+/// Whether the instruction writes to its memory operand what a SIMD exception should have kept from
+/// it: VCVTPS2PH.
+fn stores_result(native: &Native) -> bool {
+    native.rm == NativeReg::Mem && native.prefix == 0x66 && (native.map, native.opcode) == (3, 0x1d)
+}
+
+/// Whether the instruction raises no underflow for tiny results: its encoding suppresses SIMD exceptions
+/// (EVEX.b with registers only), or it is VREDUCEPS and the like.
+fn never_underflows(native: &Native) -> bool {
+    let Encoding::Evex { b, .. } = native.enc else { return false };
+    b && native.rm != NativeReg::Mem || native.map == 3 && matches!(native.opcode, 0x56 | 0x57)
+}
 
 /// Trap number of an unmasked SIMD exception (see [`LEAVE_TRAP`]).
 const TRAP_SIMD: u32 = 1;
@@ -122,6 +141,7 @@ impl<'a> State<'a> {
                 self.set(inst.dst, v);
             }
             Op::Put => self.env_write(inst.imm, Width::W64, self.val(a)),
+            Op::EnvPtr => self.set(inst.dst, self.env_addr(inst.imm as u32, 1)),
             Op::LdEnv => {
                 let v = self.env_read(inst.imm, w);
                 self.set(inst.dst, v);
@@ -270,15 +290,15 @@ impl<'a> State<'a> {
         None
     }
 
-    /// A host pointer to `1 << log2` bytes at `addr`, or where to leave to.
-    fn pointer(&self, mmu: u8, addr: u64, log2: u8, access: u8) -> Result<u64, Flow> {
-        if let Some(p) = self.probe(mmu, addr, 1 << log2, access) {
+    /// A host pointer to [`access_bytes`]`(size)` bytes at `addr`, or where to leave to.
+    fn pointer(&self, mmu: u8, addr: u64, size: u8, access: u8) -> Result<u64, Flow> {
+        if let Some(p) = self.probe(mmu, addr, access_bytes(size), access) {
             return Ok(p as u64);
         }
         // SAFETY: `Runtime` says that this address is such a function.
         let ptr: extern "C" fn(*mut u8, u64, u32) -> u64 =
             unsafe { std::mem::transmute(self.target.runtime.ptr) };
-        let p = ptr(self.env, addr, AccessInfo::new(log2, mmu, access).0);
+        let p = ptr(self.env, addr, AccessInfo::new(size, mmu, access).0);
         match self.check_fault() {
             Some(leave) => Err(leave),
             None => Ok(p),
@@ -356,8 +376,17 @@ impl<'a> State<'a> {
             return Some(Flow::Leave(LEAVE_ILLEGAL));
         };
         let layout = &self.target.env;
+        if native.x87 && self.env_read(layout.x87_saved.into(), Width::W8) == 0 {
+            // SAFETY: `Runtime` says that this address is such a function.
+            let image: extern "C" fn(*mut u8) =
+                unsafe { std::mem::transmute(self.target.runtime.x87_image) };
+            image(self.env);
+            self.env_write(layout.x87_saved.into(), Width::W8, 1);
+        }
         let guest = self.env_read(layout.mxcsr.into(), Width::W32) as u32;
         let [_, b, c, d] = inst.ins.map(|v| self.val(v));
+        let tiny = native.fp && guest & MXCSR_UM == 0 && !never_underflows(&native);
+        let underflow = if tiny { MXCSR_FTZ } else { 0 };
         let mut args = ThunkArgs {
             mem,
             b,
@@ -365,16 +394,34 @@ impl<'a> State<'a> {
             dst: d,
             vec: self.env_addr(layout.vec, 32 * 64),
             opmask: self.env_addr(layout.opmask, 8 * 8),
-            mxcsr: guest & !MXCSR_STATUS | MXCSR_MASKS,
+            x87: self.env_addr(layout.x87_image, 108),
+            mxcsr: guest & !MXCSR_STATUS | MXCSR_MASKS | underflow,
             // A status flag whose mask bit, seven places up, is clear.
             trap_mask: if native.fp { !(guest >> 7) & MXCSR_STATUS } else { 0 },
             ..ThunkArgs::default()
         };
+        if args.trap_mask != 0 && stores_result(&native) {
+            let mut scratch = [0u8; 64];
+            args.mem = scratch.as_mut_ptr() as u64;
+            // SAFETY: as below; the result has at most 32 bytes.
+            unsafe { thunk.call(&mut args) };
+            if args.mxcsr_out & MXCSR_STATUS & args.trap_mask == 0 {
+                args.mem = mem;
+            }
+        }
         // SAFETY: thunks live as long as the blocks that name them. The vector state is the Env's;
         // a memory operand is a pointer made by a `Ptr` of the size that the instruction accesses.
         unsafe { thunk.call(&mut args) };
         if native.vector {
-            let raised = args.mxcsr_out & MXCSR_STATUS;
+            let mut raised = args.mxcsr_out & MXCSR_STATUS;
+            if underflow != 0 && raised & MXCSR_UE != 0 {
+                // Flushing to zero is inexact; whether the result itself is, is seen without.
+                // That it has happened is in the status flags from the start, so that nothing is stored.
+                (args.mxcsr, args.dst) = (args.mxcsr & !MXCSR_FTZ | MXCSR_UE, d);
+                // SAFETY: as above: the operands are as they were, and so is memory.
+                unsafe { thunk.call(&mut args) };
+                raised = args.mxcsr_out & MXCSR_STATUS;
+            }
             let trapped = raised & args.trap_mask;
             // An unmasked exception found early hides those that the result would have raised.
             let shown = if trapped & MXCSR_EARLY != 0 { raised & MXCSR_EARLY } else { raised };

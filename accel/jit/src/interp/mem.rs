@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 /// # Safety
 /// `p` points to that many readable bytes.
 pub(super) unsafe fn host_read(p: *const u8, w: Width) -> u64 {
-    let aligned = p.addr() % w.bytes() as usize == 0;
+    let aligned = p.addr().is_multiple_of(w.bytes() as usize);
     // SAFETY: readable by the caller's promise; the atomic reads are aligned (checked), and a byte
     // always is.
     unsafe {
@@ -41,7 +41,7 @@ pub(super) unsafe fn host_read(p: *const u8, w: Width) -> u64 {
 /// # Safety
 /// `p` points to that many writable bytes.
 pub(super) unsafe fn host_write(p: *mut u8, w: Width, v: u64) {
-    let aligned = p.addr() % w.bytes() as usize == 0;
+    let aligned = p.addr().is_multiple_of(w.bytes() as usize);
     // SAFETY: writable by the caller's promise; the atomic writes are aligned (checked), and a byte
     // always is.
     unsafe {

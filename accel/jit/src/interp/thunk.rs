@@ -6,14 +6,18 @@
 //!   jmp leave       ; save flags, results, vector state; restore host MXCSR; return to Rust
 //! ```
 //!
-//! `enter` and `leave` exist once per pool, with and without vector state. Thunks are kept by
+//! `enter` and `leave` exist once per pool, with and without vector state, and with x87 state (which
+//! the unit holds for that one instruction; all its exceptions are masked). Thunks are kept by
 //! [`Native`] value and dropped only with all blocks. Memory is mapped twice from one memfd, so that
 //! no mapping is both writable and executable.
 //!
 //! SIMD exceptions never reach the host: the instruction runs with all of them masked and clear
 //! status flags; if it set one that the guest has unmasked, `leave` does not store the vector state,
-//! so that nothing has happened yet. Two cases escape this: an exact but tiny result under an unmasked
-//! underflow exception is not seen, and a memory destination (VCVTPS2PH) has been written.
+//! so that nothing has happened yet. An unmasked underflow exception is for every tiny result, but a
+//! masked one only for inexact ones: flush-to-zero, which matters only while it is masked, makes the
+//! two the same. Whether PE comes with an unmasked underflow or overflow is not told: it is set if the
+//! masked result would be inexact, where a processor sets it if the normalised one is. (The one instruction with a memory destination, VCVTPS2PH, is first tried on memory of
+//! our own.)
 
 use crate::code::CompileError;
 use crate::ir::{Encoding, Native, NativeReg};
@@ -56,6 +60,8 @@ pub(super) struct ThunkArgs {
     pub vec: u64,
     /// Address of the guest's opmask registers.
     pub opmask: u64,
+    /// Address of the guest's x87 image.
+    pub x87: u64,
     /// MXCSR to run with: exceptions masked, status flags clear.
     pub mxcsr: u32,
     /// MXCSR afterwards.
@@ -92,14 +98,14 @@ pub(super) struct ThunkPool {
     made: HashMap<Native, Thunk>,
     mem: Option<Mapping>,
     used: usize,
-    /// Offsets of `enter` and `leave`, without and with vector state.
-    stubs: [(usize, usize); 2],
+    /// Offsets of `enter` and `leave`, without and with vector state, and with x87 state.
+    stubs: [(usize, usize); 3],
 }
 
 impl ThunkPool {
     pub(super) fn new(target: &Target) -> ThunkPool {
         let vec = target.vec;
-        ThunkPool { vec, made: HashMap::new(), mem: None, used: 0, stubs: [(0, 0); 2] }
+        ThunkPool { vec, made: HashMap::new(), mem: None, used: 0, stubs: [(0, 0); 3] }
     }
 
     /// Forgets all thunks.
@@ -128,8 +134,17 @@ impl ThunkPool {
                 let leave = self.place(&leave_stub(vector.then_some(self.vec)))?;
                 self.stubs[usize::from(vector)] = (enter, leave);
             }
+            // FRSTOR before everything else; FNSAVE behind, before registers are reused.
+            let mut enter = x87_state(4);
+            enter.extend(enter_stub(None));
+            let mut leave = leave_stub(None);
+            leave.pop();
+            leave.extend(x87_state(6));
+            leave.push(0xc3);
+            self.stubs[2] = (self.place(&enter)?, self.place(&leave)?);
         }
-        let (enter, leave) = self.stubs[usize::from(native.vector)];
+        let kind = if native.x87 { 2 } else { usize::from(native.vector) };
+        let (enter, leave) = self.stubs[kind];
         let at = self.used;
         let mut code = Vec::with_capacity(32);
         // Displacements count from the end of the branch; the pool is smaller than 2 GiB.
@@ -185,6 +200,7 @@ fn native_mem(enc: Encoding, prefix: u8, map: u8, opcode: u8, w: bool) -> Native
         sets_flags: false,
         vector: false,
         fp: false,
+        x87: false,
     }
 }
 
@@ -196,6 +212,13 @@ fn bytes(native: &Native, base: u8, disp: usize) -> Vec<u8> {
 /// MOV between `reg` and a field of the arguments (`load`: from memory).
 fn arg(load: bool, reg: u8, field: usize) -> Vec<u8> {
     mem_op(0, if load { 0x8b } else { 0x89 }, true, reg, RDI, field)
+}
+
+/// FRSTOR (/4) or FNSAVE (/6) of the guest's image. R9 is lost.
+fn x87_state(ext: u8) -> Vec<u8> {
+    let mut out = arg(true, R9, offset_of!(ThunkArgs, x87));
+    out.extend(mem_op(0, 0xdd, false, ext, R9, 0));
+    out
 }
 
 /// LDMXCSR (/2) or STMXCSR (/3) of a field of the arguments.

@@ -10,10 +10,12 @@ impl Val {
     /// No value.
     pub const NONE: Val = Val(u16::MAX);
     /// Whether this names a value.
+    #[inline]
     pub const fn is_some(self) -> bool {
         self.0 != u16::MAX
     }
     /// The dense index.
+    #[inline]
     pub const fn index(self) -> usize {
         self.0 as usize
     }
@@ -39,6 +41,14 @@ pub const PTR_WRITE: u8 = 2;
 /// multiple of the size. The runtime's slow path raises the fault; a misaligned address never hits
 /// the TLB.
 pub const PTR_ALIGNED: u8 = 4;
+/// Access bit of [`Op::Ptr`] (in [`crate::target::AccessInfo`] too): the memory is read and written
+/// in one atomic step. The runtime's slow path must give a pointer to the memory itself, or see to
+/// it that nobody else accesses the memory before [`Op::PtrEnd`].
+pub const PTR_LOCKED: u8 = 8;
+/// Access bit of [`Op::Ptr`] (in [`crate::target::AccessInfo`] too): the instruction accesses some of
+/// the bytes only. If all can be accessed, the TLB answers; else the runtime's slow path finds out
+/// which are meant from what the front end has left in `Env`.
+pub const PTR_MASKED: u8 = 16;
 /// Trap code raised by the division operations.
 pub const TRAP_DIVIDE: u32 = 0;
 
@@ -111,6 +121,7 @@ impl Inst {
         if let Op::NativeMem = self.op { (self.imm >> 32) as usize } else { self.imm as usize }
     }
     /// An instruction without operands.
+    #[inline]
     pub const fn new(op: Op, w: Width) -> Inst {
         Inst {
             op,
@@ -198,6 +209,20 @@ pub struct Native {
     pub vector: bool,
     /// A floating-point instruction that may raise a SIMD exception (host SIGFPE) when unmasked.
     pub fp: bool,
+    /// The instruction works on the x87 unit, which holds the guest's state while it executes (see
+    /// [`crate::target::EnvLayout::x87_live`]). All exceptions are masked.
+    pub x87: bool,
+}
+
+/// Size code of an 80-bit memory operand.
+pub const SIZE_80: u8 = 7;
+
+/// Bytes of a pointer access by its size code: `1 << code` for 0 to 6, ten for [`SIZE_80`].
+pub const fn access_bytes(code: u8) -> u32 {
+    match code {
+        0..=6 => 1 << code,
+        _ => 10,
+    }
 }
 
 /// Where an exit goes.
@@ -304,6 +329,7 @@ impl Block {
         self.nvals = 0;
     }
 
+    #[inline]
     fn val(&mut self) -> Val {
         let v = Val(self.nvals);
         self.nvals += 1;
@@ -311,6 +337,7 @@ impl Block {
     }
 
     /// Appends `inst` as it is.
+    #[inline]
     pub fn push(&mut self, inst: Inst) {
         self.insts.push(inst);
     }
@@ -438,12 +465,19 @@ impl Block {
             ..Inst::new(Op::St, w)
         });
     }
-    /// `ptr` to `1 << size_log2` bytes; `access` is [`PTR_READ`] | [`PTR_WRITE`].
-    pub fn ptr(&mut self, size_log2: u8, addr: Addr, access: u8) -> Val {
+    /// `envptr`.
+    pub fn env_ptr(&mut self, off: u32) -> Val {
+        let dst = self.val();
+        self.push(Inst { dst, imm: off.into(), ..Inst::new(Op::EnvPtr, Width::W64) });
+        dst
+    }
+    /// `ptr` to [`access_bytes`]`(size)` bytes; `access` is [`PTR_READ`] | [`PTR_WRITE`], with
+    /// [`PTR_LOCKED`] or [`PTR_MASKED`] (and then [`PTR_ALIGNED`]) if wanted.
+    pub fn ptr(&mut self, size: u8, addr: Addr, access: u8) -> Val {
         let dst = self.val();
         self.push(Inst {
             dst,
-            aux: addr.scale | size_log2 << 2,
+            aux: addr.scale | size << 2,
             cond: access,
             ins: [addr.base, addr.index, Val::NONE, Val::NONE],
             imm: addr.disp as i64 as u64,
@@ -501,12 +535,12 @@ impl Block {
         self.natives.push(native);
         self.push(Inst { dst, dst2, fl, ins, imm, ..Inst::new(Op::Native, Width::W64) });
     }
-    /// Appends `native` to the side table and an [`Op::NativeMem`] of it with `1 << size_log2` bytes
+    /// Appends `native` to the side table and an [`Op::NativeMem`] of it with [`access_bytes`]`(size)` bytes
     /// at `addr`; `access` is [`PTR_READ`], [`PTR_WRITE`], with [`PTR_ALIGNED`] if wanted.
     pub fn native_mem(
         &mut self,
         native: Native,
-        size_log2: u8,
+        size: u8,
         addr: Addr,
         access: u8,
         dst: Val,
@@ -517,7 +551,7 @@ impl Block {
         self.push(Inst {
             dst,
             fl,
-            aux: addr.scale | size_log2 << 2,
+            aux: addr.scale | size << 2,
             cond: access,
             ins: [addr.base, addr.index, Val::NONE, Val::NONE],
             imm: index << 32 | u64::from(addr.disp as u32),

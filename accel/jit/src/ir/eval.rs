@@ -55,6 +55,7 @@ pub const fn is_pure(op: Op) -> bool {
             | Op::Get
             | Op::Put
             | Op::LdEnv
+            | Op::EnvPtr
             | Op::StEnv
             | Op::DivU2
             | Op::DivS2

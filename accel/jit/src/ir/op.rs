@@ -20,18 +20,22 @@ pub enum Width {
 
 impl Width {
     /// Width in bits: 8, 16, 32 or 64.
+    #[inline]
     pub const fn bits(self) -> u32 {
         8 << self as u32
     }
     /// Width in bytes: 1, 2, 4 or 8.
+    #[inline]
     pub const fn bytes(self) -> u32 {
         1 << self as u32
     }
     /// All ones in the low [`Width::bits`] bits.
+    #[inline]
     pub const fn mask(self) -> u64 {
         u64::MAX >> (64 - self.bits())
     }
     /// The width of `n` bytes (1, 2, 4, 8).
+    #[inline]
     pub const fn from_bytes(n: u32) -> Option<Width> {
         match n {
             1 => Some(Width::W8),
@@ -71,6 +75,7 @@ pub enum Cond {
 
 impl Cond {
     /// The condition with encoding `code & 15`.
+    #[inline]
     pub const fn from_code(code: u8) -> Cond {
         const ALL: [Cond; 16] = [
             Cond::O,
@@ -93,6 +98,7 @@ impl Cond {
         ALL[(code & 15) as usize]
     }
     /// The opposite condition.
+    #[inline]
     pub const fn negate(self) -> Cond {
         Cond::from_code(self as u8 ^ 1)
     }
@@ -113,6 +119,7 @@ impl Cond {
         base != (self as u8 & 1 != 0)
     }
     /// The flags image bits that the condition looks at.
+    #[inline]
     pub const fn reads(self) -> u64 {
         match self as u8 >> 1 {
             0 => 0x800,
@@ -233,6 +240,8 @@ ops! {
     Put "put" (n n n) (v n n n) SIDE;
     /// `dst = zero-extend Env[imm .. imm+w]` (a state field that is not a global).
     LdEnv "ldenv" (v n n) (n n n n) NONE;
+    /// `dst = address of Env[imm]`, for pass-through instructions that have their operand there.
+    EnvPtr "envptr" (v n n) (n n n n) NONE;
     /// `Env[imm .. imm+w] = a`.
     StEnv "stenv" (n n n) (v n n n) SIDE;
 
@@ -338,8 +347,9 @@ ops! {
     Ld "ld" (v n n) (v o n n) FAULT;
     /// Store the low `w` bits of `c` at the address.
     St "st" (n n n) (v o v n) FAULT | SIDE;
-    /// `dst = host pointer` through which `1 << (aux >> 2)` bytes (1..=64) at the address can be
-    /// accessed; `cond` holds [`super::PTR_READ`] | [`super::PTR_WRITE`]. Memory that cannot be
+    /// `dst = host pointer` through which [`super::access_bytes`]`(aux >> 2)` bytes at the address can be
+    /// accessed; `cond` holds [`super::PTR_READ`] | [`super::PTR_WRITE`] and more. Memory that
+    /// cannot be
     /// accessed directly (MMIO, a page crossing, a page with code) is bounced: the pointer then
     /// aims at a buffer, and `PtrEnd` writes it back. Only `LdP`, `StP`, atomics and `Native` may
     /// use the pointer, and at most one pointer is alive at a time.
@@ -370,7 +380,7 @@ ops! {
     /// `dst` = general-register result, `fl` = flags result.
     Native "native" (o o g) (o o o o) FAULT | SIDE;
     /// `Ptr`, `Native` and, for a store, `PtrEnd` in one: executes a pass-through instruction on
-    /// `1 << (aux >> 2)` bytes of guest memory at a + (b << (aux & 3)) + displacement; `cond` holds
+    /// [`super::access_bytes`]`(aux >> 2)` bytes of guest memory at a + (b << (aux & 3)) + displacement; `cond` holds
     /// [`super::PTR_READ`] or [`super::PTR_WRITE`], and [`super::PTR_ALIGNED`]. The upper half of
     /// `imm` is the number in the block's `natives` table, the lower the displacement. The instruction
     /// has no general-register input.
@@ -389,6 +399,7 @@ ops! {
 
 impl Op {
     /// The row of this operation.
+    #[inline]
     pub fn info(self) -> &'static OpInfo {
         &OPS[self as usize]
     }
@@ -397,6 +408,7 @@ impl Op {
         Op::ALL.iter().copied().find(|o| o.info().name == name)
     }
     /// Whether the operation has the given [`effect`] bit.
+    #[inline]
     pub fn has(self, bits: u8) -> bool {
         self.info().effects & bits != 0
     }

@@ -6,7 +6,7 @@
 
 use super::block::{
     Block, CodePage, Encoding, Exit, ExitHint, ExitKind, Inst, LD_SX32, LD_SX64, MAX_VALS, Native,
-    NativeReg, PTR_ALIGNED, PTR_READ, PTR_WRITE, Val,
+    NativeReg, PTR_ALIGNED, PTR_LOCKED, PTR_MASKED, PTR_READ, PTR_WRITE, Val,
 };
 use super::op::{Op, Slot, Width};
 use super::print::{address_inputs, cond_name, rmw_name};
@@ -157,7 +157,7 @@ impl<'a> Line<'a> {
                 inst.imm = self.global()?;
                 self.expect(",")?;
             }
-            Op::LdEnv | Op::StEnv => {
+            Op::LdEnv | Op::EnvPtr | Op::StEnv => {
                 self.expect("[")?;
                 inst.imm = self.number()?;
                 self.expect("]")?;
@@ -328,6 +328,7 @@ impl<'a> Line<'a> {
                     "flags" => native.sets_flags = true,
                     "vector" => native.vector = true,
                     "fp" => native.fp = true,
+                    "x87" => native.x87 = true,
                     other => return Err(format!("{other:?} is no property")),
                 }
             } else {
@@ -373,6 +374,11 @@ fn suffix(inst: &mut Inst, part: &str) -> Result<()> {
         "r" if inst.op == Op::Ptr => inst.cond = PTR_READ,
         "w" if inst.op == Op::Ptr => inst.cond = PTR_WRITE,
         "rw" if inst.op == Op::Ptr => inst.cond = PTR_READ | PTR_WRITE,
+        "rwl" if inst.op == Op::Ptr => inst.cond = PTR_READ | PTR_WRITE | PTR_LOCKED,
+        "rm" if inst.op == Op::Ptr => inst.cond = PTR_READ | PTR_MASKED,
+        "wm" if inst.op == Op::Ptr => inst.cond = PTR_WRITE | PTR_MASKED,
+        "ram" if inst.op == Op::Ptr => inst.cond = PTR_READ | PTR_ALIGNED | PTR_MASKED,
+        "wam" if inst.op == Op::Ptr => inst.cond = PTR_WRITE | PTR_ALIGNED | PTR_MASKED,
         "r" if inst.op == Op::NativeMem => inst.cond = PTR_READ,
         "w" if inst.op == Op::NativeMem => inst.cond = PTR_WRITE,
         "ra" if inst.op == Op::NativeMem => inst.cond = PTR_READ | PTR_ALIGNED,
@@ -436,5 +442,6 @@ fn native_form(word: &str) -> Option<Native> {
         sets_flags: false,
         vector: false,
         fp: false,
+        x87: false,
     })
 }

@@ -29,7 +29,7 @@
 
 use super::block::{
     Block, Encoding, Exit, ExitHint, ExitKind, Inst, LD_SX32, LD_SX64, Native, NativeReg,
-    PTR_ALIGNED, PTR_READ, PTR_WRITE, Rmw, Val,
+    PTR_ALIGNED, PTR_LOCKED, PTR_MASKED, PTR_READ, PTR_WRITE, Rmw, Val,
 };
 use super::op::{Cond, Op, Slot, Width};
 use crate::target::Target;
@@ -114,7 +114,7 @@ impl Listing<'_> {
             Op::Const => return write!(f, " {:#x}", inst.imm),
             Op::Get => return write!(f, " {}", self.global(inst.imm)),
             Op::Put => write!(f, " {},", self.global(inst.imm))?,
-            Op::LdEnv => return write!(f, " [{:#x}]", inst.imm),
+            Op::LdEnv | Op::EnvPtr => return write!(f, " [{:#x}]", inst.imm),
             Op::StEnv => write!(f, " [{:#x}],", inst.imm)?,
             Op::Call => write!(f, " {}", self.helper(inst.imm))?,
             Op::Native | Op::NativeMem => match self.block.natives.get(inst.native_index()) {
@@ -126,7 +126,7 @@ impl Listing<'_> {
         self.inputs(f, inst)?;
         match inst.op {
             Op::Deposit | Op::Extract => write!(f, " @{}", inst.aux),
-            Op::Ptr | Op::NativeMem => write!(f, " size {}", 1u64 << (inst.aux >> 2).min(63)),
+            Op::Ptr | Op::NativeMem => write!(f, " size {}", super::access_bytes(inst.aux >> 2)),
             Op::BrCc | Op::Exit => self.exit(f, inst, next_exit),
             _ => Ok(()),
         }
@@ -146,6 +146,12 @@ impl Listing<'_> {
                 }
                 if inst.cond & PTR_ALIGNED != 0 {
                     f.write_str("a")?;
+                }
+                if inst.cond & PTR_LOCKED != 0 {
+                    f.write_str("l")?;
+                }
+                if inst.cond & PTR_MASKED != 0 {
+                    f.write_str("m")?;
                 }
             }
             _ => {}
@@ -297,9 +303,13 @@ impl fmt::Display for NativeText<'_> {
         if let Some(imm) = n.imm8 {
             write!(f, " imm={imm:#x}")?;
         }
-        for (on, name) in
-            [(n.dst_in, "dst_in"), (n.sets_flags, "flags"), (n.vector, "vector"), (n.fp, "fp")]
-        {
+        for (on, name) in [
+            (n.dst_in, "dst_in"),
+            (n.sets_flags, "flags"),
+            (n.vector, "vector"),
+            (n.fp, "fp"),
+            (n.x87, "x87"),
+        ] {
             if on {
                 write!(f, " +{name}")?;
             }

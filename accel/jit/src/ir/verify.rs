@@ -6,7 +6,8 @@
 //! can be interpreted or compiled without a bounds error.
 
 use super::block::{
-    Block, ExitKind, Inst, MAX_VALS, NativeReg, PTR_ALIGNED, PTR_READ, PTR_WRITE, Rmw, Val,
+    Block, ExitKind, Inst, MAX_VALS, NativeReg, PTR_ALIGNED, PTR_LOCKED, PTR_MASKED, PTR_READ,
+    PTR_WRITE, Rmw, SIZE_80, Val,
 };
 use super::op::{Op, Slot, Width};
 use crate::target::{MemModel, Target};
@@ -167,15 +168,20 @@ fn immediates(block: &Block, inst: &Inst, target: &Target) -> Result<(), Fault> 
             let end = inst.imm.checked_add(inst.w.bytes().into());
             require(end.is_some_and(|e| e <= target.env.size.into()), "Env offset")
         }
+        Op::EnvPtr => require(inst.imm < target.env.size.into(), "Env offset"),
         Op::Deposit | Op::Extract => require(u32::from(inst.aux) + bits <= 64, "bit position"),
         Op::Bswap if inst.w == Width::W8 => Err(Fault::BadWidth),
         Op::Pext | Op::Pdep | Op::Lea if bits < 32 => Err(Fault::BadWidth),
         Op::Lea | Op::Ld | Op::St | Op::LdP | Op::StP => displacement(inst),
         Op::Ptr => {
             displacement(inst)?;
-            let access = inst.cond & (PTR_READ | PTR_WRITE);
-            require(access != 0 && access == inst.cond, "access")?;
-            require(inst.aux >> 2 <= 6, "pointer size")
+            let masked = inst.cond & PTR_MASKED != 0;
+            let extra = if masked { PTR_MASKED | PTR_ALIGNED } else { PTR_LOCKED };
+            let access = inst.cond & !extra;
+            require(access != 0 && access & !(PTR_READ | PTR_WRITE) == 0, "access")?;
+            let locked = inst.cond & PTR_LOCKED != 0;
+            require(!locked || access == PTR_READ | PTR_WRITE, "access")?;
+            require(inst.aux >> 2 <= SIZE_80, "pointer size")
         }
         Op::AtomicRmw => require(Rmw::from_code(inst.aux).is_some(), "sub-operation"),
         Op::Call => index(target.helpers.len(), "helper"),
@@ -190,7 +196,7 @@ fn immediates(block: &Block, inst: &Inst, target: &Target) -> Result<(), Fault> 
             let access = inst.cond & (PTR_READ | PTR_WRITE);
             require(access == PTR_READ || access == PTR_WRITE, "access")?;
             require(inst.cond & !(access | PTR_ALIGNED) == 0, "access")?;
-            require(inst.aux >> 2 <= 6, "operand size")?;
+            require(inst.aux >> 2 <= SIZE_80, "operand size")?;
             require(native.rm == NativeReg::Mem && !native.dst_in, "pass-through instruction")?;
             let general = |r| matches!(r, NativeReg::GprB | NativeReg::GprC | NativeReg::GprDst2);
             require(!general(native.reg) && !general(native.vvvv), "pass-through instruction")

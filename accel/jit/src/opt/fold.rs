@@ -181,12 +181,20 @@ impl Fold<'_> {
 
     fn put(&mut self, inst: &Inst) -> Rewrite {
         let (old, new) = (self.globals[inst.imm as usize], inst.ins[0]);
-        let same_constant = || self.known(old).is_some() && self.known(old) == self.known(new);
+        let same_constant = || {
+            self.known(old).is_some() && self.known(old) == self.known(new) && self.is_exact(old)
+        };
         if old == new || same_constant() {
             return Rewrite::Drop;
         }
         self.globals[inst.imm as usize] = new;
         Rewrite::Keep
+    }
+
+    /// Whether the code that computes a known value leaves just that in the whole container. An
+    /// operation of 8 or 16 bits that stays for its flags leaves what it likes above them.
+    fn is_exact(&self, v: Val) -> bool {
+        self.def(v).is_some_and(|d| d.op == Op::Const || d.w >= Width::W32)
     }
 
     /// Computes the results of a pure operation on constants.

@@ -226,10 +226,10 @@ fn count_uses(inst: &Inst, traits: u8, vals: &mut [Info]) {
         _ => own,
     } as u16;
     for (k, v) in inst.ins.into_iter().enumerate() {
-        if traits >> k & 1 != 0 {
-            if let Some(info) = vals.get_mut(v.index()) {
-                info.demand |= wanted;
-            }
+        if traits >> k & 1 != 0
+            && let Some(info) = vals.get_mut(v.index())
+        {
+            info.demand |= wanted;
         }
     }
 }

@@ -254,14 +254,12 @@ impl Gen {
         if v == NOVAL || self.vals[v as usize].uses == 0 || self.has_copy(v, r) {
             return;
         }
-        if to_reg {
-            if let Some(t) = self.free_scratch().filter(|&t| t != r) {
-                self.forget(t);
-                self.a.mov(t, r);
-                self.reg_val[t as usize] = v;
-                self.st(v).reg = t;
-                return;
-            }
+        if to_reg && let Some(t) = self.free_scratch().filter(|&t| t != r) {
+            self.forget(t);
+            self.a.mov(t, r);
+            self.reg_val[t as usize] = v;
+            self.st(v).reg = t;
+            return;
         }
         let slot = self.take_slot();
         self.a.store(W64, frame(slot), r);
@@ -338,10 +336,10 @@ impl Gen {
     pub(super) fn operand(&mut self, w: Width, v: Val) -> Opnd {
         let i = self.rep(v);
         let s = self.vals[i as usize];
-        if s.konst {
-            if let Some(imm) = imm32(w, s.imm) {
-                return Opnd::I(imm);
-            }
+        if s.konst
+            && let Some(imm) = imm32(w, s.imm)
+        {
+            return Opnd::I(imm);
         }
         if s.reg == NOREG && s.mem != NOMEM && s.uses == 1 {
             return Opnd::M(frame(s.mem));
@@ -372,14 +370,13 @@ impl Gen {
     /// `avoid`; else `reuse` if it is a scratch register that nobody needs any more; else a fresh
     /// one. Operands have been released, their registers are locked.
     pub(super) fn result(&mut self, v: Val, reuse: Reg, avoid: u16) -> Reg {
-        if v.is_some() {
-            if let Some(p) = self.hint(v) {
-                if avoid >> p & 1 == 0 {
-                    self.vacate(p);
-                    self.lock(p);
-                    return p;
-                }
-            }
+        if v.is_some()
+            && let Some(p) = self.hint(v)
+            && avoid >> p & 1 == 0
+        {
+            self.vacate(p);
+            self.lock(p);
+            return p;
         }
         if reuse != NOREG && self.is_scratch(reuse) && avoid >> reuse & 1 == 0 {
             let held = self.reg_val[reuse as usize];

@@ -615,6 +615,10 @@ impl Asm {
     pub(super) fn stmxcsr(&mut self, m: Mem) {
         self.modrm_op(0, false, false, 1, 0xae, 3, Rm::M(m));
     }
+    /// `frstor [m]` or `fnsave [m]`.
+    pub(super) fn x87_state(&mut self, store: bool, m: Mem) {
+        self.modrm_op(0, false, false, 0, 0xdd, if store { 6 } else { 4 }, Rm::M(m));
+    }
     /// `jmp rm`.
     pub(super) fn jmp_rm(&mut self, rm: impl Into<Rm>) {
         self.modrm_op(0, false, false, 0, 0xff, 4, rm.into());

@@ -4,7 +4,7 @@ use super::alloc::*;
 use super::alu::zx_of;
 use super::asm::*;
 use super::frame::*;
-use super::generate::Gen;
+use super::generate::{ColdKind, Gen};
 use crate::code::CompileError;
 use crate::ir::{Block, Inst, NativeReg, Op, Val};
 use crate::native::{self, NativeRegs};
@@ -30,6 +30,7 @@ impl Gen {
         let snap = effects.may_fault.then(|| self.snapshot());
         let to = self.inner.thunks.helpers[index];
         self.a.call_to(to);
+        self.x87 = false;
         if let Some(snap) = snap {
             self.snaps.set_host(snap, self.a.pos());
         }
@@ -82,6 +83,7 @@ impl Gen {
         let th = &self.inner.thunks;
         let to = if dep { th.pdep } else { th.pext };
         self.a.call_to(to);
+        self.x87 = false;
         self.reload_vectors();
         self.fetch_result(inst.dst);
     }
@@ -93,6 +95,9 @@ impl Gen {
             return;
         };
         let [a, b, c, d] = inst.ins;
+        if native.x87 {
+            self.want_x87();
+        }
         if native.sets_flags {
             self.clobber();
         }
@@ -123,7 +128,7 @@ impl Gen {
         }
         let snap = native.fp.then(|| self.snapshot());
         if let Some(snap) = snap {
-            self.snaps.set_host(snap, self.a.pos());
+            self.snaps.set_trap(snap, self.a.pos());
         }
         match native::encode(native, &regs) {
             Some(bytes) => self.a.raw(bytes.as_slice()),
@@ -143,6 +148,19 @@ impl Gen {
             self.set_flags(inst.fl);
         }
         debug_assert_eq!(inst.op, Op::Native);
+    }
+    /// Makes sure that guest x87 state is in the host's unit.
+    pub(super) fn want_x87(&mut self) {
+        if self.x87 {
+            return;
+        }
+        self.clobber();
+        let (entry, back) = (self.a.label(), self.a.label());
+        self.a.alu_i(Alu::Cmp, W8, env(self.inner.shared.target.env.x87_live), 0);
+        self.a.jcc(CC_E, entry);
+        self.a.bind(back);
+        self.push_cold(entry, back, ColdKind::X87);
+        self.x87 = true;
     }
     fn native_result(&mut self, v: Val, before: Option<VState>, avoid: u16) -> Reg {
         let v = if self.wants(v) { v } else { Val::NONE };

@@ -29,13 +29,13 @@ impl Gen {
             self.links[index] = Some((self.a.pos() + 2, entry));
             self.a.jcc(cc, entry);
             let kind = ColdKind::Chain { exit: index as u16 };
-            self.cold.push(Cold { entry, back: entry, kind });
+            self.push_cold(entry, entry, kind);
             return;
         }
         let (first, count) = self.record_dirty(exit.dead);
         self.a.jcc(cc, entry);
         let kind = ColdKind::Exit { exit: index as u16, first, count };
-        self.cold.push(Cold { entry, back: entry, kind });
+        self.push_cold(entry, entry, kind);
     }
 
     /// `Exit`.
@@ -65,7 +65,7 @@ impl Gen {
                 self.links[index] = Some((self.a.pos() + 1, entry));
                 self.a.jmp(entry);
                 let kind = ColdKind::Chain { exit: index as u16 };
-                self.cold.push(Cold { entry, back: entry, kind });
+                self.push_cold(entry, entry, kind);
             }
             ExitKind::Leave { code, pc } => {
                 if let Some(pc) = pc {
@@ -115,16 +115,29 @@ impl Gen {
     /// Emits one piece of cold code.
     pub(super) fn cold_piece(&mut self, block: &Block, c: Cold) {
         self.a.bind(c.entry);
+        self.x87 = c.x87;
         match c.kind {
-            ColdKind::Load { .. } | ColdKind::Store { .. } => self.cold_access(c.kind),
+            ColdKind::Load { .. } | ColdKind::Store { .. } => self.cold_access(c.kind, c.back),
             ColdKind::NativeMem { .. } => self.cold_native(block, c.kind, c.back),
-            ColdKind::PtrEnd { snap } => {
+            ColdKind::PtrEnd { snap, places } => {
                 let to = self.inner.thunks.ptr_end;
                 self.a.call_to(to);
                 self.snaps.set_host(snap, self.a.pos());
                 self.reload_vectors();
+                self.zero_addends(places);
             }
             ColdKind::Vectors => self.reload_vectors(),
+            ColdKind::X87 => {
+                let (saved, th) = (self.a.label(), &self.inner.thunks);
+                let (image, load) = (th.x87_image, th.x87_load);
+                let flag = env(self.inner.shared.target.env.x87_saved);
+                self.a.alu_i(Alu::Cmp, W8, flag, 0);
+                self.a.jcc(CC_NE, saved);
+                self.a.call_to(image);
+                self.reload_vectors();
+                self.a.bind(saved);
+                self.a.call_to(load);
+            }
             ColdKind::Exit { exit, first, count } => {
                 // Between blocks scratch registers hold nothing.
                 self.emit_stores(first, count, self.scratch);

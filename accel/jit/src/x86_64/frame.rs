@@ -91,17 +91,18 @@ impl Pins {
             pins.list.push((r, target.globals[g].offset));
         };
         for &(_, g) in &wish {
-            if let Some(r) = target.globals[g].x86_hint {
-                if ORDER.contains(&r) && pins.scratch >> r & 1 != 0 {
-                    give(&mut pins, g, r);
-                }
+            if let Some(r) = target.globals[g].x86_hint
+                && ORDER.contains(&r)
+                && pins.scratch >> r & 1 != 0
+            {
+                give(&mut pins, g, r);
             }
         }
         for &(_, g) in &wish {
-            if pins.reg[g] == NOREG {
-                if let Some(&r) = ORDER.iter().find(|&&r| pins.scratch >> r & 1 != 0) {
-                    give(&mut pins, g, r);
-                }
+            if pins.reg[g] == NOREG
+                && let Some(&r) = ORDER.iter().find(|&&r| pins.scratch >> r & 1 != 0)
+            {
+                give(&mut pins, g, r);
             }
         }
         pins

@@ -3,12 +3,15 @@
 use super::alloc::*;
 use super::asm::*;
 use super::frame::*;
+use super::mem::Shared;
+use super::share::{Places, Sharing};
 use super::{Inner, LEAST_ROOM};
 use crate::arena::{CHUNK, Cursor};
 use crate::code::{CodePtr, CompileError, Compiled, Compiler, LinkSite};
 use crate::ir::{Block, Inst, Op, Val, Verifier};
 use crate::liveness::{Liveness, NO_INST, VecUse};
 use crate::snapshot::{SnapId, Snapshots};
+use crate::target::MemModel;
 use std::sync::Arc;
 
 /// Code that is emitted after the block's main line.
@@ -19,6 +22,8 @@ pub(super) struct Cold {
     /// Where it goes on.
     pub back: Label,
     pub kind: ColdKind,
+    /// The main line takes guest x87 state to be in the host's unit there.
+    pub x87: bool,
 }
 
 /// What becomes of a slow path's result.
@@ -36,9 +41,18 @@ pub(super) enum How {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ColdKind {
     /// A load or pointer that missed the TLB.
-    Load { addr: Mem, tmp: Reg, info: u32, dst: Reg, aux: u8, how: How, snap: SnapId },
+    Load {
+        addr: Mem,
+        tmp: Reg,
+        info: u32,
+        dst: Reg,
+        aux: u8,
+        how: How,
+        snap: SnapId,
+        shared: Shared,
+    },
     /// A store that missed.
-    Store { addr: Mem, tmp: Reg, info: u32, value: Opnd, snap: SnapId },
+    Store { addr: Mem, tmp: Reg, info: u32, value: Opnd, snap: SnapId, shared: Shared },
     /// A pass-through instruction whose memory operand missed: number `native`, to be executed on
     /// the pointer in `ptr`, with its general result in `dst`. `trap` says that it can trap.
     NativeMem {
@@ -50,11 +64,14 @@ pub(super) enum ColdKind {
         native: u32,
         trap: bool,
         snap: SnapId,
+        places: Places,
     },
     /// The end of a bounced pointer access.
-    PtrEnd { snap: SnapId },
+    PtrEnd { snap: SnapId, places: Places },
     /// Vector state is not in registers yet.
     Vectors,
+    /// x87 state is not in the host's unit.
+    X87,
     /// A side exit: its stores, then the exit proper.
     Exit { exit: u16, first: u32, count: u32 },
     /// The unlinked end of exit `exit`.
@@ -91,6 +108,7 @@ pub(super) struct Gen {
     pub a: Asm,
     pub snaps: Snapshots,
     pub live: Liveness,
+    pub sharing: Sharing,
     verifier: Verifier,
     // ---- roles of registers, from the target ----
     pub pin_reg: [Reg; 256],
@@ -114,6 +132,8 @@ pub(super) struct Gen {
     /// By global: the value known to be in its `Env` slot.
     pub env_val: Vec<u16>,
     // ---- the block ----
+    /// Index of the instruction at hand.
+    pub at: usize,
     pub pc: u64,
     pub tag: u64,
     pub cold: Vec<Cold>,
@@ -122,6 +142,8 @@ pub(super) struct Gen {
     /// By exit: (offset of the patchable displacement, stub).
     pub links: Vec<Option<(u32, Label)>>,
     pub error: Option<CompileError>,
+    /// Guest x87 state is in the host's unit here.
+    pub x87: bool,
 }
 
 impl Gen {
@@ -137,6 +159,7 @@ impl Gen {
             a: Asm::default(),
             snaps: Snapshots::default(),
             live: Liveness::default(),
+            sharing: Sharing::default(),
             verifier: Verifier::default(),
             pin_reg,
             scratch,
@@ -151,12 +174,14 @@ impl Gen {
             flags_now: NOVAL,
             dirty: Vec::new(),
             env_val: Vec::new(),
+            at: 0,
             pc: 0,
             tag: 0,
             cold: Vec::new(),
             stores: Vec::new(),
             links: Vec::new(),
             error: None,
+            x87: false,
             inner,
         }
     }
@@ -164,7 +189,9 @@ impl Gen {
     fn start(&mut self, block: &Block, tag: u64) {
         let uses = &self.live.uses;
         self.vals.clear();
-        self.vals.extend(uses.iter().enumerate().map(|(i, &u)| VState::new(i as u16, u)));
+        // Behind the block's own values come the addends of groups.
+        let uses = uses.iter().copied().chain(self.sharing.uses());
+        self.vals.extend(uses.enumerate().map(|(i, u)| VState::new(i as u16, u)));
         self.reg_val = [NOVAL; 16];
         self.locked = 0;
         self.slots = [0; NSPILL.div_ceil(64)];
@@ -181,6 +208,7 @@ impl Gen {
         self.links.resize(block.exits.len(), None);
         self.snaps.clear();
         self.error = None;
+        self.x87 = false;
     }
 
     /// Stubs that poisoned and refused entries jump to (their thunks expect the second stub and the
@@ -219,7 +247,7 @@ impl Gen {
                 self.a.jcc(CC_NE, entry);
             }
             self.a.bind(back);
-            self.cold.push(Cold { entry, back, kind: ColdKind::Vectors });
+            self.push_cold(entry, back, ColdKind::Vectors);
         }
         (checked, linked)
     }
@@ -252,6 +280,7 @@ impl Gen {
                 continue;
             }
             self.next_inst();
+            self.at = i;
             self.merge = self.find_merge(block, inst);
             self.inst(block, inst);
         }
@@ -286,6 +315,11 @@ impl Gen {
             Op::Const => self.set_const(inst.dst, inst.imm),
             Op::Get => self.get(inst.dst, inst.imm as u8),
             Op::Put => self.put(inst.imm as u8, inst.ins[0]),
+            Op::EnvPtr => {
+                let r = self.result(inst.dst, NOREG, 0);
+                self.a.lea(W64, r, env(inst.imm as u32));
+                self.define(inst.dst, r, 64);
+            }
             Op::LdEnv => {
                 let r = self.result(inst.dst, NOREG, 0);
                 self.a.movzx(inst.w, r, env(inst.imm as u32));
@@ -341,6 +375,11 @@ impl Gen {
         s.zx = (64 - imm.leading_zeros()) as u8;
     }
 
+    /// Adds a piece of cold code.
+    pub(super) fn push_cold(&mut self, entry: Label, back: Label, kind: ColdKind) {
+        self.cold.push(Cold { entry, back, kind, x87: self.x87 });
+    }
+
     fn emit(&mut self, block: &Block) -> (u32, u32) {
         let entries = self.prologue(block);
         self.body(block);
@@ -390,6 +429,9 @@ impl Compiler for Gen {
             self.take_chunk(LEAST_ROOM)?;
         }
         self.live.run(&inner.shared.target, block);
+        if matches!(inner.shared.target.mem, MemModel::Softmmu { .. }) {
+            self.sharing.plan(block);
+        }
         self.start(block, tag);
         self.a.start(arena.addr(self.cursor.pos()));
         let (checked, linked) = self.emit(block);

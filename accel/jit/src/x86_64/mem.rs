@@ -14,12 +14,19 @@
 //!
 //! The cold piece passes address, access description and value to the runtime through the frame
 //! and comes back with the result. At the probe no pinned register runs ahead of its global.
+//!
+//! Members of a group (see `share`) but the first have `test r, r; je cold` in place of the probe, and
+//! the cold piece of every member probes for that access alone before it calls the runtime.
 
 use super::alloc::*;
 use super::asm::*;
 use super::frame::*;
-use super::generate::{Cold, ColdKind, Gen, How, Merge};
-use crate::ir::{Block, Inst, LD_SX32, LD_SX64, PTR_ALIGNED, PTR_READ, PTR_WRITE, Rmw, Val, Width};
+use super::generate::{ColdKind, Gen, How, Merge};
+use super::share::{Places, Role};
+use crate::ir::{
+    Block, Inst, LD_SX32, LD_SX64, PTR_ALIGNED, PTR_READ, PTR_WRITE, Rmw, SIZE_80, Val, Width,
+    access_bytes,
+};
 use crate::liveness::VecUse;
 use crate::target::{AccessInfo, MemModel, TlbLayout};
 
@@ -30,6 +37,43 @@ pub(super) struct Access {
     pub tmp: Reg,
     pub entry: Label,
     pub back: Label,
+}
+
+/// What the cold piece of an access knows of sharing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shared {
+    /// The addend's register if the access is in a group, else [`NOREG`].
+    probe: Reg,
+    /// Later members will look at that register.
+    wanted: bool,
+    /// Addends that become invalid in the runtime.
+    places: Places,
+}
+
+/// Which bytes a probe checks.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    /// First byte, relative to the access.
+    delta: i64,
+    /// Number of bytes.
+    len: u32,
+    /// Access bits.
+    access: u8,
+}
+
+impl Span {
+    pub(super) fn own(size: u32, access: u8) -> Span {
+        Span { delta: 0, len: size, access }
+    }
+    /// What an access of `size` bytes in this role checks.
+    fn of(role: Role, size: u32, access: u8) -> Span {
+        match role {
+            Role::Leader { delta, len, write, .. } => {
+                Span { delta, len, access: if write { PTR_WRITE } else { PTR_READ } }
+            }
+            _ => Span::own(size, access),
+        }
+    }
 }
 
 impl Gen {
@@ -56,30 +100,33 @@ impl Gen {
         }
     }
 
-    /// Emits the probe for `size` bytes at `m` with the given access bits.
-    pub(super) fn probe(
-        &mut self,
-        mmu_idx: u8,
-        m: Mem,
-        size: u32,
-        access: u8,
-        i: Reg,
-        t: Reg,
-    ) -> Access {
+    /// Emits the probe of `span` for an access at `m`.
+    pub(super) fn probe(&mut self, mmu_idx: u8, m: Mem, span: Span, i: Reg, t: Reg) -> Access {
         let (entry, back) = (self.a.label(), self.a.label());
-        let Some((tlb, page_bits)) = self.tlb(mmu_idx) else {
+        if !self.softmmu() {
             return self.linear(m, i, entry, back);
+        }
+        self.check(mmu_idx, m, span, (i, t), entry);
+        Access { host: self.host_operand(m, i), guest: m, tmp: t, entry, back }
+    }
+    /// Emits the check proper: jumps to `miss`, or leaves the addend in `i`. `t` is overwritten.
+    fn check(&mut self, mmu_idx: u8, m: Mem, span: Span, (i, t): (Reg, Reg), miss: Label) {
+        let Some((tlb, page_bits)) = self.tlb(mmu_idx) else {
+            self.error.get_or_insert(crate::code::CompileError::TooLarge);
+            return;
         };
         let f = self.inner.shared.features;
+        let disp = i64::from(m.disp) + span.delta;
         // The address in one register; `t` serves until the tag is needed.
         let addr = match m {
-            Mem { base, index: NOREG, disp: 0, .. } if base != NOREG => base,
-            Mem { base: NOREG, index: NOREG, disp, .. } => {
-                self.a.mov_i(t, disp as i64 as u64);
+            Mem { base, index: NOREG, .. } if base != NOREG && disp == 0 => base,
+            Mem { base: NOREG, index: NOREG, .. } => {
+                self.a.mov_i(t, disp as u64);
                 t
             }
+            // A span is only asked for with a small displacement.
             m => {
-                self.a.lea(W64, t, m);
+                self.a.lea(W64, t, Mem { disp: disp as i32, ..m });
                 t
             }
         };
@@ -95,20 +142,23 @@ impl Gen {
             self.a.alu_r(Alu::And, W64, i, env(tlb.mask_off));
         }
         // An aligned access cannot cross a page; its alignment is part of the tag.
-        let aligned = access & PTR_ALIGNED != 0;
-        if size > 1 && !aligned {
-            self.a.lea(W64, t, Mem::new(addr, size as i32 - 1));
+        let aligned = span.access & PTR_ALIGNED != 0;
+        if span.len > 1 && !aligned {
+            self.a.lea(W64, t, Mem::new(addr, span.len as i32 - 1));
         } else {
             self.a.mov(t, addr);
         }
-        let low = if aligned { size as i32 - 1 } else { 0 };
+        let low = if aligned { span.len as i32 - 1 } else { 0 };
         self.a.alu_i(Alu::And, W64, Rm::R(t), -(1i32 << page_bits) | low);
-        let tag = if access & PTR_WRITE != 0 { tlb.tag_w } else { tlb.tag_r };
+        let tag = if span.access & PTR_WRITE != 0 { tlb.tag_w } else { tlb.tag_r };
         self.a.alu_r(Alu::Cmp, W64, t, Mem::idx(RSP, i, 3, FRAME + tag as i32));
-        self.a.jcc(CC_NE, entry);
+        self.a.jcc(CC_NE, miss);
         self.a.load(W64, i, Mem::idx(RSP, i, 3, FRAME + tlb.addend as i32));
+    }
+    /// The operand for guest address `m`, the addend being in `i` (which may become a sum).
+    fn host_operand(&mut self, m: Mem, i: Reg) -> Mem {
         // Two registers and a displacement fit one operand; else the sum is made here.
-        let host = match m {
+        match m {
             Mem { base: NOREG, index: NOREG, disp, .. } => Mem::new(i, disp),
             Mem { index: NOREG, base, disp, .. } => Mem::idx(base, i, 0, disp),
             Mem { base: NOREG, index, scale, disp } => Mem::idx(i, index, scale, disp),
@@ -116,8 +166,37 @@ impl Gen {
                 self.a.lea(W64, i, Mem::idx(i, index, scale, 0));
                 Mem::idx(base, i, 0, disp)
             }
-        };
-        Access { host, guest: m, tmp: t, entry, back }
+        }
+    }
+    /// The probe of an access in `role`: a member takes its group's addend, which is in `i`.
+    fn reach(&mut self, mmu_idx: u8, m: Mem, role: Role, own: Span, i: Reg, t: Reg) -> Access {
+        if !matches!(role, Role::Member { .. }) {
+            return self.probe(mmu_idx, m, Span::of(role, own.len, own.access), i, t);
+        }
+        let (entry, back) = (self.a.label(), self.a.label());
+        self.a.test(W64, Rm::R(i), i);
+        self.a.jcc(CC_E, entry);
+        Access { host: self.host_operand(m, i), guest: m, tmp: i, entry, back }
+    }
+    /// The registers of an access in `role`: `(i, t)` of [`Gen::reach`]. Whether `i` is wanted
+    /// afterwards is the third.
+    fn reach_temps(&mut self, m: Mem, role: Role) -> (Reg, Reg, bool) {
+        match role {
+            Role::Member { addend } => {
+                let r = self.reg_of(addend);
+                self.release_rep(addend);
+                (r, NOREG, self.vals[addend as usize].uses != 0)
+            }
+            _ => {
+                let (i, t) = self.probe_temps(m);
+                (i, t, matches!(role, Role::Leader { .. }))
+            }
+        }
+    }
+    /// What the cold piece of an access in `role` must know of its group.
+    fn shared_piece(&mut self, role: Role, i: Reg, wanted: bool) -> Shared {
+        let probe = if matches!(role, Role::Alone) { NOREG } else { i };
+        Shared { probe, wanted, places: self.addend_places() }
     }
     /// Guest memory at a constant distance.
     fn linear(&mut self, m: Mem, i: Reg, entry: Label, back: Label) -> Access {
@@ -157,18 +236,20 @@ impl Gen {
         let m = self.narrow_address(m);
         self.release(a);
         self.release(b);
-        let (i, t) = self.probe_temps(m);
+        let role = self.role(inst);
+        let (i, t, wanted) = self.reach_temps(m, role);
         // The result may replace a register of the address: it is written last.
         let merge = self.merge.filter(|m| self.can_merge_load(m, inst.dst));
         let (d, how) = match merge {
             Some(m) => (self.rep_reg(m.into), How::Merge),
-            None => (self.load_result(inst.dst, i), How::Extend),
+            None => (self.load_result(inst.dst, if wanted { t } else { i }), How::Extend),
         };
         self.lock(d);
         let snap = self.snapshot();
-        let size = inst.w.bytes();
-        let acc = self.probe(block.mmu_idx, m, size, PTR_READ, i, t);
+        let own = Span::own(inst.w.bytes(), PTR_READ);
+        let acc = self.reach(block.mmu_idx, m, role, own, i, t);
         if self.softmmu() {
+            let shared = self.shared_piece(role, i, wanted);
             let info = AccessInfo::new(inst.w as u8, block.mmu_idx, PTR_READ).0;
             let kind = ColdKind::Load {
                 addr: acc.guest,
@@ -178,19 +259,22 @@ impl Gen {
                 aux: inst.aux,
                 how,
                 snap,
+                shared,
             };
-            self.cold.push(Cold { entry: acc.entry, back: acc.back, kind });
+            self.push_cold(acc.entry, acc.back, kind);
         } else {
             self.a.bind(acc.entry);
-            self.snaps.set_host(snap, self.a.pos());
+            self.snaps.set_trap(snap, self.a.pos());
         }
         if let Some(m) = merge {
             self.a.load(inst.w, d, acc.host);
             self.a.bind(acc.back);
+            self.define_addend(role, i);
             return self.merged(m, inst.dst, d);
         }
         let zx = self.extending_load(inst.w, inst.aux, d, Rm::M(acc.host));
         self.a.bind(acc.back);
+        self.define_addend(role, i);
         self.define(inst.dst, d, zx);
     }
     /// Whether a loaded byte or word can go straight into the pinned register it is inserted into.
@@ -204,12 +288,12 @@ impl Gen {
     }
     /// A register for a loaded value: its hinted pin, else the probe's own temporary.
     pub(super) fn load_result(&mut self, dst: Val, i: Reg) -> Reg {
-        if self.wants(dst) {
-            if let Some(p) = self.hint(dst) {
-                self.vacate(p);
-                self.lock(p);
-                return p;
-            }
+        if self.wants(dst)
+            && let Some(p) = self.hint(dst)
+        {
+            self.vacate(p);
+            self.lock(p);
+            return p;
         }
         if i == NOREG { self.alloc() } else { i }
     }
@@ -236,38 +320,60 @@ impl Gen {
             None => Opnd::R(self.reg(c)),
         };
         let m = self.address(a, b, inst.aux & 3, inst.imm as i32);
-        if let (Opnd::R(r), false) = (value, self.room_for(2)) {
-            if self.is_scratch(r) && r != m.base && r != m.index {
-                // The value waits where the cold piece would put it anyway.
-                self.a.store(W64, frame(ARGS + 16), r);
-                self.locked &= !(1 << r);
-                value = Opnd::M(frame(ARGS + 16));
-            }
+        let role = self.role(inst);
+        // A member needs one register more, which there always is: it has no index.
+        let roomy = matches!(role, Role::Member { .. }) || self.room_for(2);
+        if let (Opnd::R(r), false) = (value, roomy)
+            && self.is_scratch(r)
+            && r != m.base
+            && r != m.index
+        {
+            // The value waits where the cold piece would put it anyway.
+            self.a.store(W64, frame(ARGS + 16), r);
+            self.locked &= !(1 << r);
+            value = Opnd::M(frame(ARGS + 16));
         }
-        let m = self.narrow_address(m);
+        let full = m;
+        let m = self.narrow_address(full);
+        if let Opnd::R(r) = value
+            && m.base != full.base
+            && self.is_scratch(r)
+            && (r == full.base || r == full.index)
+        {
+            // The sum has freed the registers of the address, and the value is in one of them.
+            self.a.store(W64, frame(ARGS + 16), r);
+            value = Opnd::M(frame(ARGS + 16));
+        }
         self.release(a);
         self.release(b);
         self.release(c);
-        let (i, t) = self.probe_temps(m);
+        let (i, t, wanted) = self.reach_temps(m, role);
         let snap = self.snapshot();
-        let acc = self.probe(block.mmu_idx, m, inst.w.bytes(), PTR_WRITE, i, t);
+        let own = Span::own(inst.w.bytes(), PTR_WRITE);
+        let acc = self.reach(block.mmu_idx, m, role, own, i, t);
         if self.softmmu() {
+            let shared = self.shared_piece(role, i, wanted);
             let info = AccessInfo::new(inst.w as u8, block.mmu_idx, PTR_WRITE).0;
-            let kind = ColdKind::Store { addr: acc.guest, tmp: acc.tmp, info, value, snap };
-            self.cold.push(Cold { entry: acc.entry, back: acc.back, kind });
+            let kind = ColdKind::Store { addr: acc.guest, tmp: acc.tmp, info, value, snap, shared };
+            self.push_cold(acc.entry, acc.back, kind);
         } else {
             self.a.bind(acc.entry);
-            self.snaps.set_host(snap, self.a.pos());
+            self.snaps.set_trap(snap, self.a.pos());
         }
+        self.store_operand(inst.w, acc.host, value, acc.tmp);
+        self.a.bind(acc.back);
+        self.define_addend(role, i);
+    }
+    /// The store proper; a value that waits in memory goes through `tmp`.
+    fn store_operand(&mut self, w: Width, host: Mem, value: Opnd, tmp: Reg) {
         match value {
-            Opnd::I(imm) => self.a.store_i(inst.w, acc.host, imm),
-            Opnd::R(r) => self.a.store(inst.w, acc.host, r),
+            Opnd::I(imm) => self.a.store_i(w, host, imm),
+            Opnd::R(r) => self.a.store(w, host, r),
             Opnd::M(waiting) => {
-                self.a.load(W64, acc.tmp, waiting);
-                self.a.store(inst.w, acc.host, acc.tmp);
+                self.a.load(W64, tmp, waiting);
+                self.a.store(w, host, tmp);
             }
         }
-        self.a.bind(acc.back);
     }
     /// The probe needs two registers: if base and index leave only one, their sum takes it.
     pub(super) fn narrow_address(&mut self, m: Mem) -> Mem {
@@ -298,10 +404,11 @@ impl Gen {
         let (i, t) = self.probe_temps(m);
         let d = if i == NOREG { self.alloc() } else { i };
         let snap = self.snapshot();
-        let size_log2 = (inst.aux >> 2).min(6);
-        let acc = self.probe(block.mmu_idx, m, 1 << size_log2, inst.cond, i, t);
+        let size = (inst.aux >> 2).min(SIZE_80);
+        let acc = self.probe(block.mmu_idx, m, Span::own(access_bytes(size), inst.cond), i, t);
         if self.softmmu() {
-            let info = AccessInfo::new(size_log2, block.mmu_idx, inst.cond).0;
+            let shared = self.shared_piece(Role::Alone, i, false);
+            let info = AccessInfo::new(size, block.mmu_idx, inst.cond).0;
             let kind = ColdKind::Load {
                 addr: acc.guest,
                 tmp: acc.tmp,
@@ -310,8 +417,9 @@ impl Gen {
                 aux: 0,
                 how: How::Pointer,
                 snap,
+                shared,
             };
-            self.cold.push(Cold { entry: acc.entry, back: acc.back, kind });
+            self.push_cold(acc.entry, acc.back, kind);
         } else {
             self.a.bind(acc.entry);
         }
@@ -333,7 +441,8 @@ impl Gen {
         let (entry, back) = (self.a.label(), self.a.label());
         self.a.jcc(CC_NE, entry);
         self.a.bind(back);
-        self.cold.push(Cold { entry, back, kind: ColdKind::PtrEnd { snap } });
+        let places = self.addend_places();
+        self.push_cold(entry, back, ColdKind::PtrEnd { snap, places });
     }
 
     /// `LdP`.
@@ -485,13 +594,69 @@ impl Gen {
         self.set_flags(inst.fl);
     }
 
-    /// Emits the cold part of a load, pointer or store.
-    pub(super) fn cold_access(&mut self, kind: ColdKind) {
-        let (addr, tmp, info, snap) = match kind {
-            ColdKind::Load { addr, tmp, info, snap, .. }
-            | ColdKind::Store { addr, tmp, info, snap, .. } => (addr, tmp, info, snap),
+    /// In the cold piece of a group's member: probes for this access alone, and on a hit does it and
+    /// goes back. Else falls through with nothing changed but the register of the addend.
+    fn cold_probe(&mut self, kind: ColdKind, back: Label) {
+        let (addr, info, shared, busy) = match kind {
+            ColdKind::Load { addr, info, shared, dst, .. } => (addr, info, shared, 1 << dst),
+            ColdKind::Store { addr, info, shared, value: Opnd::R(r), .. } => {
+                (addr, info, shared, 1 << r)
+            }
+            ColdKind::Store { addr, info, shared, .. } => (addr, info, shared, 0),
             _ => return,
         };
+        let i = shared.probe;
+        let base = if addr.base == NOREG { 0 } else { 1 << addr.base };
+        // A register to borrow: its content waits in the frame.
+        let Some(t) = regs(!(busy | base | 1 << i | 1u16 << RSP)).next() else { return };
+        let waiting = frame(ARGS + 24);
+        self.a.store(W64, waiting, t);
+        let info = AccessInfo(info);
+        let miss = self.a.label();
+        let own = Span::own(info.size(), info.access());
+        self.check(info.mmu_idx(), addr, own, (i, t), miss);
+        let host = self.host_operand(addr, i);
+        match kind {
+            ColdKind::Store { value, .. } => self.store_operand(info.width(), host, value, t),
+            ColdKind::Load { dst, aux, how, .. } => self.cold_result(info, dst, aux, how, host),
+            _ => {}
+        }
+        self.a.load(W64, t, waiting);
+        self.zero_shared(kind);
+        self.a.jmp(back);
+        self.a.bind(miss);
+        self.a.load(W64, t, waiting);
+    }
+    /// The addend's register says "not shared" from here on, if anybody asks.
+    fn zero_shared(&mut self, kind: ColdKind) {
+        let (ColdKind::Load { shared, .. } | ColdKind::Store { shared, .. }) = kind else { return };
+        if shared.wanted {
+            self.a.alu_r(Alu::Xor, W32, shared.probe, Rm::R(shared.probe));
+        }
+    }
+    /// Brings a loaded value from `m` into its register.
+    fn cold_result(&mut self, info: AccessInfo, dst: Reg, aux: u8, how: How, m: Mem) {
+        match how {
+            How::Pointer => self.a.load(W64, dst, m),
+            How::Merge => self.a.load(info.width(), dst, m),
+            How::Extend => {
+                self.extending_load(info.width(), aux, dst, Rm::M(m));
+            }
+        }
+    }
+
+    /// Emits the cold part of a load, pointer or store.
+    pub(super) fn cold_access(&mut self, kind: ColdKind, back: Label) {
+        let (addr, tmp, info, snap, shared) = match kind {
+            ColdKind::Load { addr, tmp, info, snap, shared, .. }
+            | ColdKind::Store { addr, tmp, info, snap, shared, .. } => {
+                (addr, tmp, info, snap, shared)
+            }
+            _ => return,
+        };
+        if shared.probe != NOREG {
+            self.cold_probe(kind, back);
+        }
         self.access_args(addr, tmp, info);
         let th = &self.inner.thunks;
         let to = match kind {
@@ -521,15 +686,10 @@ impl Gen {
         self.a.call_to(to);
         self.snaps.set_host(snap, self.a.pos());
         self.reload_vectors();
+        self.zero_addends(shared.places);
+        self.zero_shared(kind);
         if let ColdKind::Load { dst, aux, how, info, .. } = kind {
-            let w = AccessInfo(info).width();
-            match how {
-                How::Pointer => self.a.load(W64, dst, frame(RES)),
-                How::Merge => self.a.load(w, dst, frame(RES)),
-                How::Extend => {
-                    self.extending_load(w, aux, dst, Rm::M(frame(RES)));
-                }
-            }
+            self.cold_result(AccessInfo(info), dst, aux, how, frame(RES));
         }
     }
     /// Puts address and description of an access where the slow paths' thunks look for them.
@@ -548,8 +708,14 @@ impl Gen {
         }
         self.a.store_i(W32, frame(ARGS + 8), info as i32);
     }
-    /// After a call in a block that uses vector registers.
+    /// After a call: brings back what the thunk has taken out of the host's registers and the main
+    /// line takes to be there.
     pub(super) fn reload_vectors(&mut self) {
+        if self.x87 {
+            // Slow paths of accesses leave x87 state where the thunk has put it.
+            let to = self.inner.thunks.x87_load;
+            self.a.call_to(to);
+        }
         let to = match self.live.vector {
             VecUse::None => return,
             VecUse::Low => self.inner.thunks.vec_load_low,

@@ -20,7 +20,8 @@
 //! # Files
 //! `asm` emits; `frame` fixes roles; `thunks` are the shared ways in and out of Rust; `trap` turns
 //! SIGFPE into a leave; `alloc` knows where values are; `gen` walks a block and dispatches to
-//! `alu`, `shift`, `muldiv`, `flags`, `mem`, `native`, `call` and `exit`.
+//! `alu`, `shift`, `muldiv`, `flags`, `mem`, `native`, `call` and `exit`; `share` finds accesses that
+//! need only one TLB check.
 
 mod alloc;
 mod alu;
@@ -34,6 +35,7 @@ mod globals;
 mod mem;
 mod muldiv;
 mod native;
+mod share;
 mod shift;
 mod thunks;
 mod trap;

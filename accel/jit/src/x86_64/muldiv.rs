@@ -211,7 +211,7 @@ impl Gen {
             }
             self.moved[loan.reg as usize] = NOMEM;
         }
-        self.snaps.set_host(snap, self.a.pos());
+        self.snaps.set_trap(snap, self.a.pos());
         self.a.group3(w, ext, divisor);
         self.flags_now = NOVAL;
         match high {

@@ -6,9 +6,10 @@
 
 use super::asm::*;
 use super::frame::*;
-use super::generate::{Cold, ColdKind, Gen};
+use super::generate::{ColdKind, Gen};
+use super::mem::Span;
 use crate::code::CompileError;
-use crate::ir::{Block, Inst, NativeReg, PTR_WRITE};
+use crate::ir::{Block, Inst, NativeReg, PTR_WRITE, SIZE_80, access_bytes};
 use crate::native::{NO_INDEX, NativeRegs, encode};
 use crate::target::AccessInfo;
 
@@ -32,6 +33,9 @@ impl Gen {
             return;
         };
         let [a, b, ..] = inst.ins;
+        if native.x87 {
+            self.want_x87();
+        }
         self.clobber();
         let m = self.address(a, b, inst.aux & 3, inst.disp() as i32);
         let m = self.narrow_address(m);
@@ -45,25 +49,27 @@ impl Gen {
             self.lock(dst);
         }
         let snap = self.snapshot();
-        let log2 = (inst.aux >> 2).min(6);
-        let acc = self.probe(block.mmu_idx, m, 1 << log2, inst.cond, i, t);
+        let size = (inst.aux >> 2).min(SIZE_80);
+        let acc = self.probe(block.mmu_idx, m, Span::own(access_bytes(size), inst.cond), i, t);
         if self.softmmu() {
+            let places = self.addend_places();
             let kind = ColdKind::NativeMem {
                 addr: acc.guest,
                 tmp: acc.tmp,
-                info: AccessInfo::new(log2, block.mmu_idx, inst.cond).0,
+                info: AccessInfo::new(size, block.mmu_idx, inst.cond).0,
                 ptr: i,
                 dst,
                 native: inst.native_index() as u32,
                 trap: native.fp,
                 snap,
+                places,
             };
-            self.cold.push(Cold { entry: acc.entry, back: acc.back, kind });
+            self.push_cold(acc.entry, acc.back, kind);
         } else {
             self.a.bind(acc.entry);
         }
         if native.fp || !self.softmmu() {
-            self.snaps.set_host(snap, self.a.pos());
+            self.snaps.set_trap(snap, self.a.pos());
         }
         match encode(native, &operands(acc.host, dst)) {
             Some(bytes) => self.a.raw(bytes.as_slice()),
@@ -97,7 +103,8 @@ impl Gen {
 
     /// The cold piece of [`Gen::native_mem`]; `back` is where it goes on.
     pub(super) fn cold_native(&mut self, block: &Block, kind: ColdKind, back: Label) {
-        let ColdKind::NativeMem { addr, tmp, info, ptr, dst, native, trap, snap } = kind else {
+        let ColdKind::NativeMem { addr, tmp, info, ptr, dst, native, trap, snap, places } = kind
+        else {
             return;
         };
         self.access_args(addr, tmp, info);
@@ -105,9 +112,10 @@ impl Gen {
         self.a.call_to(to);
         self.snaps.also(snap, self.a.pos());
         self.reload_vectors();
+        self.zero_addends(places);
         self.a.load(W64, ptr, frame(RES));
         if trap {
-            self.snaps.also(snap, self.a.pos());
+            self.snaps.also_trap(snap, self.a.pos());
         }
         let native = &block.natives[native as usize];
         if let Some(bytes) = encode(native, &operands(Mem::new(ptr, 0), dst)) {

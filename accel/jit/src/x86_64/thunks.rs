@@ -16,8 +16,8 @@ pub(super) struct Thunks {
     pub enter: u64,
     /// Leaves with the code in `RES`.
     pub leave: u64,
-    /// Leave with LEAVE_PAGE and LEAVE_REQUEST; entered by CALL from a block's first and second
-    /// instruction, behind which lies the pc.
+    /// Looks the block up anew (else leaves with LEAVE_PAGE), and leaves with LEAVE_REQUEST; entered
+    /// by CALL from a block's first and second instruction, behind which lies the pc.
     pub page: u64,
     pub request: u64,
     /// Leaves with LEAVE_CHAIN; entered by CALL; behind that lie the pc and the exit reference.
@@ -33,6 +33,10 @@ pub(super) struct Thunks {
     /// CALL; change no general register.
     pub vec_load_low: u64,
     pub vec_load_all: u64,
+    /// Brings x87 state to its image; entered by CALL.
+    pub x87_image: u64,
+    /// Loads the x87 unit from its image; entered by CALL; changes no register.
+    pub x87_load: u64,
     /// Where the signal handler sends a trap.
     pub trap: u64,
     /// Bit gather and scatter for hosts without BMI2; entered by CALL.
@@ -87,13 +91,13 @@ pub(super) fn build(a: &mut Asm, input: &Input) -> Thunks {
     };
     let mut out = Thunks { enter: b.enter(), ..Thunks::default() };
     out.leave = b.leave();
-    out.page = b.leave_with(LEAVE_PAGE, 5, None);
     out.request = b.leave_with(LEAVE_REQUEST, 0, None);
     out.chain = b.leave_with(LEAVE_CHAIN, 0, Some(8));
     b.vec_save();
+    out.x87_load = b.x87_load();
     out.vec_load_low = b.vec_load(VEC_LOW);
     out.vec_load_all = b.vec_load(VEC_ALL);
-    out.lookup = b.lookup();
+    (out.lookup, out.page) = b.lookup();
     out.trap = b.trap();
     let kinds = [(false, false), (false, true), (true, false), (true, true)]
         .map(|(full, fault)| CallKind { full, fault });
@@ -104,6 +108,7 @@ pub(super) fn build(a: &mut Asm, input: &Input) -> Thunks {
     out.store = b.stub(rt.store, full_fault);
     out.ptr = b.stub(rt.ptr, full_fault);
     out.ptr_end = b.stub(rt.ptr_end, full_fault);
+    out.x87_image = b.stub(rt.x87_image, common[0]);
     out.pext = b.stub(pext as *const () as usize, common[0]);
     out.pdep = b.stub(pdep as *const () as usize, common[0]);
     for h in &input.target.helpers {
@@ -149,10 +154,11 @@ impl Builder<'_> {
             }
         }
     }
-    /// Saves vector state if it is live. RAX (already saved) is lost.
+    /// Saves vector and x87 state if it is live. RAX (already saved) is lost.
     fn vec_out(&mut self, bias: i32) {
         let skip = self.a.label();
-        self.a.alu_i(Alu::Cmp, W8, self.env(self.t.env.vec_live, bias), 0);
+        // Both flags in one look: they are neighbours.
+        self.a.alu_i(Alu::Cmp, W16, self.env(self.t.env.vec_live, bias), 0);
         self.a.jcc(CC_E, skip);
         self.a.lea(W64, RAX, self.env(0, bias));
         self.a.call(self.vec_save);
@@ -203,11 +209,33 @@ impl Builder<'_> {
         self.a.jmp(self.leave);
         at
     }
-    /// Subroutine: vector state to the `Env` at RAX.
+    /// Loads the x87 unit.
+    fn x87_load(&mut self) -> u64 {
+        let at = self.a.addr();
+        let e = self.t.env;
+        self.a.x87_state(false, self.env(e.x87_image, 8));
+        self.a.store_i(W8, self.env(e.x87_live, 8), 1);
+        self.a.store_i(W8, self.env(e.x87_saved, 8), 0);
+        self.a.ret();
+        at
+    }
+    /// Subroutine: vector and x87 state, what of it is live, to the `Env` at RAX.
     fn vec_save(&mut self) {
         self.a.bind(self.vec_save);
         let e = self.t.env;
         let at = |off: u32| Mem::new(RAX, off as i32);
+        let (no_x87, vectors) = (self.a.label(), self.a.label());
+        self.a.alu_i(Alu::Cmp, W8, at(e.x87_live), 0);
+        self.a.jcc(CC_E, no_x87);
+        // Leaves the unit initialised, as the host wants it.
+        self.a.x87_state(true, at(e.x87_image));
+        self.a.store_i(W8, at(e.x87_live), 0);
+        self.a.store_i(W8, at(e.x87_saved), 1);
+        self.a.bind(no_x87);
+        self.a.alu_i(Alu::Cmp, W8, at(e.vec_live), 0);
+        self.a.jcc(CC_NE, vectors);
+        self.a.ret();
+        self.a.bind(vectors);
         self.move_low(true, at(e.vec));
         if self.t.vec == VecState::Zmm {
             let skip = self.a.label();
@@ -264,8 +292,21 @@ impl Builder<'_> {
             self.a.kmovq(store, k, Mem { disp: opmask.disp + 8 * k as i32, ..opmask });
         }
     }
-    fn lookup(&mut self) -> u64 {
-        let at = self.a.addr();
+    /// The ways to the runtime's look-up: from a jump-cache miss, and from an entry that was refused
+    /// (by CALL from a block's first instruction; the pc lies behind its second).
+    fn lookup(&mut self) -> (u64, u64) {
+        let rt = self.t.runtime;
+        let missed = self.a.addr();
+        self.look_up(rt.lookup, LEAVE_LOOKUP);
+        let refused = self.a.addr();
+        self.a.pop(R11);
+        self.a.load(W64, R11, Mem::new(R11, 5));
+        self.a.store(W64, frame(ARGS), R11);
+        self.look_up(rt.refused, LEAVE_PAGE);
+        (missed, refused)
+    }
+    /// Asks `function` for the block at the pc in `ARGS` and goes there, or leaves with `code`.
+    fn look_up(&mut self, function: usize, code: u32) {
         let none = self.a.label();
         self.save_pins(!0, 0);
         self.vec_out(0);
@@ -273,7 +314,7 @@ impl Builder<'_> {
         self.a.load(W64, RSI, frame(ARGS));
         let pc = self.t.globals[self.t.pc_global as usize].offset;
         self.a.store(W64, self.env(pc, 0), RSI);
-        self.a.mov_i(RAX, self.t.runtime.lookup as u64);
+        self.a.mov_i(RAX, function as u64);
         self.a.call_rm(Rm::R(RAX));
         self.a.test(W64, Rm::R(RAX), RAX);
         self.a.jcc(CC_E, none);
@@ -281,9 +322,8 @@ impl Builder<'_> {
         self.load_pins(!0, 0);
         self.a.jmp_rm(frame(RES));
         self.a.bind(none);
-        self.a.store_i(W32, frame(RES), LEAVE_LOOKUP as i32);
+        self.a.store_i(W32, frame(RES), code as i32);
         self.a.jmp(self.leave_saved);
-        at
     }
     fn trap(&mut self) -> u64 {
         let at = self.a.addr();
@@ -326,7 +366,7 @@ impl Builder<'_> {
         };
         self.a.store(W64, rax_home, RCX);
         let no_vec = self.a.label();
-        self.a.alu_i(Alu::Cmp, W8, self.env(self.t.env.vec_live, BIAS), 0);
+        self.a.alu_i(Alu::Cmp, W16, self.env(self.t.env.vec_live, BIAS), 0);
         self.a.jcc(CC_E, no_vec);
         self.a.mov(RCX, RAX);
         self.a.lea(W64, RAX, self.env(0, BIAS));

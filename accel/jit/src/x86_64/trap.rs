@@ -6,6 +6,7 @@
 
 use super::frame::FRAME;
 use crate::ir::TRAP_DIVIDE;
+use crate::snapshot::TRAP_BIAS;
 use std::io;
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
@@ -133,7 +134,7 @@ extern "C" fn on_fpe(sig: i32, info: *mut libc::siginfo_t, context: *mut libc::c
         // SAFETY: only guest code divides or computes in an arena (thunks do neither), and while
         // guest code runs RSP is Env - FRAME; the offsets are fields of Env.
         unsafe {
-            (host_pc as *mut u64).write(pc);
+            (host_pc as *mut u64).write(pc + u64::from(TRAP_BIAS));
             (fault as *mut u32).write(trap);
         }
         regs[libc::REG_RIP as usize] = slot.thunk.load(Ordering::Relaxed) as i64;

@@ -42,7 +42,11 @@ pub struct Env {
     pub exit_request: u32,
     pub fault: u32,
     pub vec_live: u8,
+    pub x87_live: u8,
+    pub x87_saved: u8,
     pub bounce: u8,
+    /// x87 state as FNSAVE stores it.
+    pub x87_image: [u8; 108],
     pub host_sp: u64,
     pub host_pc: u64,
     pub exit_ref: u64,
@@ -106,6 +110,9 @@ pub fn layout() -> EnvLayout {
         exit_request: off(offset_of!(Env, exit_request)),
         fault: off(offset_of!(Env, fault)),
         vec_live: off(offset_of!(Env, vec_live)),
+        x87_live: off(offset_of!(Env, x87_live)),
+        x87_saved: off(offset_of!(Env, x87_saved)),
+        x87_image: off(offset_of!(Env, x87_image)),
         bounce: off(offset_of!(Env, bounce)),
         mxcsr: off(offset_of!(Env, mxcsr)),
         host_mxcsr: off(offset_of!(Env, host_mxcsr)),
@@ -203,6 +210,8 @@ pub fn target() -> Arc<Target> {
             ptr: rt_ptr as *const () as usize,
             ptr_end: rt_ptr_end as *const () as usize,
             lookup: rt_lookup as *const () as usize,
+            refused: rt_refused as *const () as usize,
+            x87_image: rt_x87_image as *const () as usize,
         },
     })
 }
@@ -271,6 +280,11 @@ impl Machine {
             .unwrap_or_else(|e| panic!("{e} in\n{}", block.listing(None)));
         self.world.blocks.insert(block.pc, compiled.checked);
         compiled
+    }
+
+    /// Puts the page of `addr` into the TLB.
+    pub fn warm(&mut self, addr: u64) {
+        self.env().fill(addr);
     }
 
     pub fn run(&mut self, code: CodePtr) -> u32 {
@@ -396,6 +410,17 @@ extern "C" fn rt_lookup(env: &mut Env, pc: u64) -> u64 {
     let i = (pc ^ pc >> JMP_BITS) as usize & ((1 << JMP_BITS) - 1);
     env.jmp_cache[i] = [pc, code];
     code
+}
+
+/// The unit as FNINIT leaves it.
+extern "C" fn rt_x87_image(env: &mut Env) {
+    env.x87_image = [0; 108];
+    env.x87_image[0..2].copy_from_slice(&0x37fu16.to_le_bytes());
+    env.x87_image[8..10].fill(0xff);
+}
+
+extern "C" fn rt_refused(_env: &mut Env, _pc: u64) -> u64 {
+    0
 }
 
 /// A pure function of four arguments.

@@ -59,6 +59,8 @@ pub struct Gen<'a> {
     next: &'a [u64],
     /// With vector instructions.
     vector: bool,
+    /// Where memory was accessed last.
+    near: Option<Addr>,
 }
 
 impl<'a> Gen<'a> {
@@ -66,7 +68,7 @@ impl<'a> Gen<'a> {
     pub fn block(rng: &'a mut Rng, pc: u64, next: &'a [u64], len: usize, vector: bool) -> Block {
         let mut block = Block::default();
         block.clear(pc, 0);
-        let mut g = Gen { rng, block, vals: vec![], flags: vec![], pc, next, vector };
+        let mut g = Gen { rng, block, vals: vec![], flags: vec![], pc, next, vector, near: None };
         g.insn();
         for _ in 0..2 {
             let k = g.rng.value();
@@ -543,8 +545,25 @@ impl<'a> Gen<'a> {
         Addr { base, index, scale, disp }
     }
 
+    /// Accesses, often several off the same base with other things between them.
     fn memory(&mut self, w: Width) {
-        let addr = self.address();
+        let addr = match self.near {
+            Some(addr) if !self.rng.chance(4) => addr,
+            _ => self.address(),
+        };
+        self.near = addr.base.is_some().then_some(addr);
+        for _ in 0..1 + self.rng.below(3) {
+            self.memory_at(w, addr);
+            if addr.index.is_some() {
+                break;
+            }
+            let step = self.rng.below(80) as i32 - 40;
+            let w = self.width();
+            self.memory_at(w, Addr { disp: addr.disp + step, ..addr });
+        }
+    }
+
+    fn memory_at(&mut self, w: Width, addr: Addr) {
         if self.rng.chance(2) {
             let v = self.val();
             self.block.st(w, addr, v);
@@ -680,6 +699,7 @@ impl<'a> Gen<'a> {
             sets_flags: false,
             vector: true,
             fp: false,
+            x87: false,
         };
         let (x, y) =
             (NativeReg::Vec(self.rng.below(16) as u8), NativeReg::Vec(self.rng.below(16) as u8));

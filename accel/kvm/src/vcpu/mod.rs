@@ -16,7 +16,7 @@ use kvm_bindings::kvm_lapic_state;
 use kvm_ioctls::VcpuFd;
 use std::sync::Arc;
 use tandem_accel::bus::IoBus;
-use tandem_accel::vcpu::{VcpuControl, VcpuHandle, VcpuSpec, run_loop};
+use tandem_accel::vcpu::{Seat, VcpuControl, VcpuHandle, VcpuSpec, run_loop};
 use tandem_accel::x86::model::XsaveLayout;
 use tandem_accel::{Error, Result};
 
@@ -62,7 +62,7 @@ pub(crate) fn spawn(vm: Arc<Vm>, spec: VcpuSpec) -> Result<VcpuHandle> {
             // Dropped in reverse order: the kicker lets go of kvm_run before the vCPU unmaps it.
             let mut vcpu = vcpu;
             let _attached = kicker.attach();
-            run_loop(index, &mut vcpu, &loop_control, &*events);
+            run_loop(Seat::take(index, &mut vcpu, loop_control, events));
         })
         .map_err(|e| {
             Error::new(format!("cannot start the thread of vCPU {index}"))

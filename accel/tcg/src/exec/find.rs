@@ -3,14 +3,15 @@
 use super::Vcpu;
 use crate::log;
 use crate::softmmu::access::code_map_slot;
-use crate::softmmu::{PAGE_MASK, phys};
-use crate::tb::{Found, Range, TbKey};
+use crate::softmmu::{PAGE_MASK, PAGE_SIZE, phys};
+use crate::tb::{Found, NewTb, Range, TbKey, Watched};
 use crate::x86::Env;
 use crate::x86::exception::Exception;
 use crate::x86::mode::{MMU_KERNEL_SMAP, MMU_USER, Mode};
 use crate::x86::paging::{self, Access};
 use crate::x86::translate::{self, CodeFetch, CodeRange, Limits};
 use std::cell::RefCell;
+use tandem_accel::x86::cpuid::CpuidTable;
 use tandem_jit::code::{CompileError, Compiler};
 use tandem_jit::ir::{Block, CodePage};
 use tandem_jit::opt;
@@ -36,17 +37,26 @@ pub struct Engine {
     front: translate::FrontEnd,
     passes: opt::Passes,
     code_tlb: [CodeTlbEntry; CODE_TLB],
-    /// Guest pages and physical ranges of the translation in progress.
-    pages: Vec<(u64, u64, u64)>,
+    /// Pages of the translation in progress.
+    pages: Vec<Page>,
+}
+
+/// A page that code is being translated from.
+struct Page {
+    vpage: u64,
+    ppage: u64,
+    watched: Watched,
+    /// What it held, taken at once; `None` if all its writers are watched.
+    bytes: Option<Box<[u8; PAGE_SIZE as usize]>>,
 }
 
 impl Engine {
-    /// An engine around a compiler.
-    pub fn new(compiler: Box<dyn Compiler>) -> RefCell<Engine> {
+    /// An engine around a compiler, for the processor that `cpuid` describes.
+    pub fn new(compiler: Box<dyn Compiler>, cpuid: &CpuidTable) -> RefCell<Engine> {
         RefCell::new(Engine {
             compiler,
             block: Block::default(),
-            front: translate::FrontEnd::default(),
+            front: translate::FrontEnd::new(translate::Gate::of(cpuid)),
             passes: opt::Passes::default(),
             code_tlb: [CodeTlbEntry::default(); CODE_TLB],
             pages: Vec::new(),
@@ -85,10 +95,12 @@ fn code_page(env: &mut Env, engine: &mut Engine, addr: u64) -> Result<(u64, u32)
         return Ok((e.ppage, e.id));
     }
     let mmu = if user { MMU_USER } else { MMU_KERNEL_SMAP };
-    let ppage = paging::walk(env, addr, Access::Fetch, mmu)?.phys & !PAGE_MASK;
+    env.vcpu().counters.code_walks.hit();
+    let t = paging::walk(env, addr, Access::Fetch, mmu)?;
+    let ppage = t.phys & !PAGE_MASK;
     let id = env.vcpu().tbs.page_id(vpage, ppage);
     engine.code_tlb[slot % CODE_TLB] = CodeTlbEntry { vpage, ppage, id };
-    env.core.code_map[slot] = id;
+    env.enter_code_map(slot, id, t.global);
     Ok((ppage, id))
 }
 
@@ -102,7 +114,7 @@ pub fn find(env: &mut Env, engine: &mut Engine, rip: u64, one: bool) -> Result<F
     let addr = linear(env, rip);
     let (ppage, _) = code_page(env, engine, addr).map_err(NoCode::Fault)?;
     let phys = ppage | addr & PAGE_MASK;
-    if let Some(f) = env.vcpu().tbs.find(key, phys) {
+    if let Some(f) = env.vcpu().tbs.find(key, phys).and_then(|f| confirmed(env, f)) {
         match f.page2 {
             None => return Ok(f),
             Some((vpage, ppage)) => {
@@ -118,40 +130,78 @@ pub fn find(env: &mut Env, engine: &mut Engine, rip: u64, one: bool) -> Result<F
 
 struct Fetch<'a> {
     env: &'a mut Env,
-    engine_pages: &'a mut Vec<(u64, u64, u64)>,
+    pages: &'a mut Vec<Page>,
     walk: &'a mut dyn FnMut(&mut Env, u64) -> Result<u64, Exception>,
 }
 
 impl CodeFetch for Fetch<'_> {
     fn fetch(&mut self, linear: u64, buf: &mut [u8]) -> Result<usize, Exception> {
         let vpage = linear & !PAGE_MASK;
-        let ppage = match self.engine_pages.iter().find(|p| p.0 == vpage) {
-            Some(p) => p.1,
+        let i = match self.pages.iter().position(|p| p.vpage == vpage) {
+            Some(i) => i,
             None => {
                 let ppage = (self.walk)(self.env, linear)?;
-                let writes = self.env.vcpu().tbs.watch_page(ppage);
-                self.env.process_mail();
-                self.engine_pages.push((vpage, ppage, writes));
-                ppage
+                let page = open_page(self.env, vpage, ppage);
+                self.pages.push(page);
+                self.pages.len() - 1
             }
         };
-        let n = ((PAGE_MASK + 1 - (linear & PAGE_MASK)) as usize).min(buf.len());
-        let gpa = ppage | linear & PAGE_MASK;
-        match phys::find(&self.env.vcpu().ram, gpa) {
-            // SAFETY: n bytes from gpa lie inside the page and so inside the region, which stays
-            // mapped while vCPUs run.
-            Some(r) => unsafe {
-                let p = (r.host as u64 + (gpa - r.gpa)) as *const u8;
-                std::ptr::copy_nonoverlapping(p, buf.as_mut_ptr(), n);
-            },
-            None => {
-                for (i, b) in buf[..n].iter_mut().enumerate() {
-                    self.env.vcpu().mmio_read(gpa + i as u64, std::slice::from_mut(b));
-                }
-            }
+        let page = &self.pages[i];
+        let at = (linear & PAGE_MASK) as usize;
+        let n = (PAGE_SIZE as usize - at).min(buf.len());
+        match &page.bytes {
+            Some(bytes) => buf[..n].copy_from_slice(&bytes[at..at + n]),
+            None => read_code(self.env, page.ppage | at as u64, &mut buf[..n]),
         }
         Ok(n)
     }
+}
+
+/// Watches a page before its bytes are read.
+fn open_page(env: &mut Env, vpage: u64, ppage: u64) -> Page {
+    let watched = env.vcpu().tbs.watch_page(ppage);
+    env.process_mail();
+    let settled = env.vcpu().tbs.is_settled(watched) || !is_ram(env, ppage);
+    let bytes = (!settled).then(|| {
+        let mut bytes = Box::new([0; PAGE_SIZE as usize]);
+        read_code(env, ppage, &mut *bytes);
+        bytes
+    });
+    Page { vpage, ppage, watched, bytes }
+}
+
+fn is_ram(env: &Env, gpa: u64) -> bool {
+    phys::find(&env.vcpu().ram(), gpa).is_some()
+}
+
+/// Reads code bytes inside one page.
+fn read_code(env: &Env, gpa: u64, buf: &mut [u8]) {
+    match phys::find(&env.vcpu().ram(), gpa) {
+        // SAFETY: the bytes lie inside the page and so inside the region, which stays mapped while
+        // vCPUs run.
+        Some(r) => unsafe {
+            let p = (r.host as u64 + (gpa - r.gpa)) as *const u8;
+            std::ptr::copy_nonoverlapping(p, buf.as_mut_ptr(), buf.len());
+        },
+        None => {
+            for (i, b) in buf.iter_mut().enumerate() {
+                env.vcpu().mmio_read(gpa + i as u64, std::slice::from_mut(b));
+            }
+        }
+    }
+}
+
+/// A found block as it may be entered now; `None` if it is not what memory holds.
+fn confirmed(env: &Env, found: Found) -> Option<Found> {
+    if !found.provisional {
+        return Some(found);
+    }
+    env.vcpu().tbs.confirm(found, |gpa, code| {
+        let mut now = [0; PAGE_SIZE as usize];
+        let now = &mut now[..code.len()];
+        read_code(env, gpa, now);
+        now == code
+    })
 }
 
 fn translate(env: &mut Env, engine: &mut Engine, key: TbKey, phys: u64) -> Result<Found, NoCode> {
@@ -183,16 +233,17 @@ fn translate_into(
     key: TbKey,
     phys: u64,
     block: &mut Block,
-    pages: &mut Vec<(u64, u64, u64)>,
+    pages: &mut Vec<Page>,
 ) -> Result<Option<Found>, NoCode> {
     pages.clear();
     let first = linear(env, key.rip) & !PAGE_MASK;
     let mut front = std::mem::take(&mut engine.front);
     let end = {
-        let mut walk = |env: &mut Env, addr: u64| code_page(env, engine, addr).map(|p| p.0);
-        let mut fetch = Fetch { env, engine_pages: pages, walk: &mut walk };
         let one = Mode::from_bits_retain(key.mode).contains(Mode::ONE_INSN);
-        let limits = Limits { max_insns: if one { 1 } else { MAX_INSNS } };
+        let count = env.vcpu().pace.is_some();
+        let limits = Limits { max_insns: if one { 1 } else { MAX_INSNS }, count };
+        let mut walk = |env: &mut Env, addr: u64| code_page(env, engine, addr).map(|p| p.0);
+        let mut fetch = Fetch { env, pages, walk: &mut walk };
         let guest = translate::TbKey {
             rip: key.rip,
             cs_base: key.cs_base,
@@ -207,9 +258,9 @@ fn translate_into(
     physical_ranges(end.ranges(), pages, &mut ranges);
     let page2 = pages
         .iter()
-        .filter(|p| p.0 != first)
-        .find(|p| ranges.iter().any(|r| r.gpa & !PAGE_MASK == p.1))
-        .map(|p| (p.0, p.1));
+        .filter(|p| p.vpage != first)
+        .find(|p| ranges.iter().any(|r| r.gpa & !PAGE_MASK == p.ppage))
+        .map(|p| (p.vpage, p.ppage));
     for vpage in [Some(first), page2.map(|p| p.0)].into_iter().flatten() {
         let (_, id) = code_page(env, engine, vpage).map_err(NoCode::Fault)?;
         block.pages.push(CodePage { slot: code_map_slot(vpage) as u32, id });
@@ -219,7 +270,8 @@ fn translate_into(
         slot: crate::env::CODE_MAP_LEN as u32,
         id: key.mode & !Mode::ONE_INSN.bits(),
     });
-    log::translated(env, key, pages, &ranges, block);
+    let vpage_of = |p| pages.iter().find(|x| x.ppage == p).map_or(0, |x| x.vpage);
+    log::translated(env, key, vpage_of, &ranges, block);
     physical_ranges(end.peeked(), pages, &mut ranges);
     engine.passes.run(block, &env.vcpu().target);
     log::optimised(block, &env.vcpu().target);
@@ -235,18 +287,39 @@ fn translate_into(
         }
     };
     log::compiled(&tbs, &compiled);
-    let seen: Vec<(u64, u64)> = pages.iter().map(|p| (p.1, p.2)).collect();
-    Ok(tbs.insert(key, phys, page2, ranges, end.insns, block, tag, compiled, &seen))
+    let seen: Vec<_> = pages.iter().map(|p| (p.ppage, p.watched)).collect();
+    let code = provisional_code(env, pages, &ranges);
+    let new = NewTb { key, phys, tag, page2, ranges, code, insns: end.insns, compiled };
+    Ok(tbs.insert(new, block, &seen))
+}
+
+/// The bytes of `ranges`, if some writer of their pages may not have been watched when they were
+/// read.
+fn provisional_code(env: &Env, pages: &[Page], ranges: &[Range]) -> Option<Box<[u8]>> {
+    pages.iter().find(|p| p.bytes.is_some())?;
+    let mut code = Vec::new();
+    for r in ranges {
+        let at = (r.gpa & PAGE_MASK) as usize;
+        let page = pages.iter().find(|p| p.ppage == r.gpa & !PAGE_MASK);
+        let start = code.len();
+        code.resize(start + r.len as usize, 0);
+        match page.and_then(|p| p.bytes.as_ref()) {
+            Some(bytes) => code[start..].copy_from_slice(&bytes[at..at + r.len as usize]),
+            // Nobody has written there since, or the block will not be entered.
+            None => read_code(env, r.gpa, &mut code[start..]),
+        }
+    }
+    Some(code.into())
 }
 
 /// Adds to `to` where the pieces `code` lie in physical memory, of those pages that are in `pages`.
-fn physical_ranges(code: &[CodeRange], pages: &[(u64, u64, u64)], to: &mut Vec<Range>) {
+fn physical_ranges(code: &[CodeRange], pages: &[Page], to: &mut Vec<Range>) {
     for r in code {
         let (mut at, mut left) = (r.linear, r.len);
         while left > 0 {
             let n = left.min((PAGE_MASK + 1 - (at & PAGE_MASK)) as u32);
-            if let Some(p) = pages.iter().find(|p| p.0 == at & !PAGE_MASK) {
-                to.push(Range { gpa: p.1 | at & PAGE_MASK, len: n });
+            if let Some(p) = pages.iter().find(|p| p.vpage == at & !PAGE_MASK) {
+                to.push(Range { gpa: p.ppage | at & PAGE_MASK, len: n });
             }
             at += u64::from(n);
             left -= n;
@@ -257,7 +330,8 @@ fn physical_ranges(code: &[CodeRange], pages: &[(u64, u64, u64)], to: &mut Vec<R
 /// Jump-cache miss in generated code: the checked entry of the block at `pc`, entered into the jump
 /// cache, or 0 to go back to the loop.
 pub fn lookup_from_code(env: &mut Env, pc: u64) -> u64 {
-    if env.vcpu().leaves_always() {
+    env.vcpu().counters.jump_cache_misses.hit();
+    if env.vcpu().leaves_always() || env.vcpu().single.get() {
         return 0;
     }
     let vcpu: *const Vcpu = env.vcpu();
@@ -265,6 +339,7 @@ pub fn lookup_from_code(env: &mut Env, pc: u64) -> u64 {
     // only separates its lifetime from that of the `env` borrow.
     let Ok(mut engine) = (unsafe { &*vcpu }).engine.try_borrow_mut() else { return 0 };
     match find(env, &mut engine, pc, false) {
+        Ok(f) if f.provisional => 0,
         Ok(f) => {
             env.enter_jump_cache(pc, f.checked.0);
             f.checked.0

@@ -4,13 +4,13 @@ use super::find::{self, NoCode};
 use super::{Vcpu, leave};
 use crate::log;
 use crate::softmmu::NO_TAG;
-use crate::tb::SMC_RETRY;
+use crate::tb::{LOCK_RETRY, SMC_RETRY};
 use crate::x86::bits::cr4;
 use crate::x86::debug;
 use crate::x86::exception::{Exception, vector};
 use crate::x86::interrupt::{self, Outcome, Poll};
 use crate::x86::mode::Mode;
-use crate::x86::{Env, state};
+use crate::x86::{Env, stack_fault, state};
 use std::sync::atomic::Ordering;
 use tandem_accel::vcpu::{StopReason, VcpuExit, VcpuRunner};
 use tandem_accel::x86::X86State;
@@ -24,13 +24,14 @@ use tandem_jit::target::{
 pub struct Runner {
     mem: EnvMem,
     vcpu: Box<Vcpu>,
-    phys_generation: u64,
+    /// Fewer instructions may be executed than the next block has.
+    last_few: bool,
 }
 
 impl Runner {
     /// A vCPU in the given state.
     pub fn new(mem: EnvMem, vcpu: Box<Vcpu>, initial: &X86State) -> Result<Runner> {
-        let mut r = Runner { mem, vcpu, phys_generation: 0 };
+        let mut r = Runner { mem, vcpu, last_few: false };
         let vcpu: *mut Vcpu = &mut *r.vcpu;
         let env = r.env();
         env.core.vcpu = vcpu.cast();
@@ -41,7 +42,8 @@ impl Runner {
         Ok(r)
     }
 
-    fn env(&mut self) -> &mut Env {
+    /// All state of the vCPU.
+    pub fn env(&mut self) -> &mut Env {
         // SAFETY: the memory holds an `Env` (zeroed memory is a valid one: plain integers and
         // arrays), owned by self, and generated code is not running while Rust code of the loop is.
         unsafe { &mut *self.mem.as_ptr().cast::<Env>() }
@@ -51,6 +53,7 @@ impl Runner {
     fn deliver(&mut self, e: Exception) -> Option<VcpuExit> {
         let env = self.env();
         log::exception(env, &e);
+        env.vcpu().counters.exceptions.hit();
         match env.between_blocks(|env| interrupt::deliver_exception(env, e)) {
             Outcome::Delivered => None,
             Outcome::TripleFault => Some(VcpuExit::Stop(StopReason::TripleFault)),
@@ -59,10 +62,29 @@ impl Runner {
 
     /// Runs the single instruction at RIP in a block of its own, after a write to code stopped it.
     fn restart(&mut self) -> Option<VcpuExit> {
+        self.vcpu.counters.exit_restart.hit();
         self.env().core.restarting = 1;
         let exit = self.step(None, true).err();
         self.env().core.restarting = 0;
         exit
+    }
+
+    /// Runs the single instruction at RIP while all other vCPUs are outside of generated code: it is
+    /// one that must be atomic, and the host cannot make it so.
+    fn alone(&mut self) -> Option<VcpuExit> {
+        let shared = self.vcpu.shared.clone();
+        let bell = self.vcpu.bell.clone();
+        shared.exclusive(&bell, || {
+            let core = &mut self.env().core;
+            // Those who had a section before us have asked us to leave, and would be obeyed.
+            let asked = core.exit_request.swap(0, Ordering::AcqRel);
+            core.alone = 1;
+            let exit = self.restart();
+            let core = &mut self.env().core;
+            core.alone = 0;
+            core.exit_request.fetch_or(asked, Ordering::AcqRel);
+            exit
+        })
     }
 
     /// One round: find the block at RIP (linking `from` to it), run, handle why it left. Returns the
@@ -78,7 +100,9 @@ impl Runner {
         let (env, vcpu) = unsafe { (&mut *mem, &*vcpu) };
         let rip = env.cpu.rip;
         // Held from before the look-up, so that no flush takes the found code away.
-        let running = vcpu.shared.running();
+        let alone = env.core.alone != 0;
+        let running = (!alone).then(|| vcpu.shared.running(&vcpu.bell));
+        vcpu.counters.loops.hit();
         env.notice_flush();
         let found = {
             let mut engine = vcpu.engine.borrow_mut();
@@ -89,17 +113,23 @@ impl Runner {
             Err(NoCode::Fault(e)) => return self.deliver(e).map_or(Ok(None), Err),
             Err(NoCode::Full) => {
                 drop(running);
-                vcpu.shared.flush_code(|| vcpu.tbs.flush());
+                let flush = || vcpu.shared.flush_in_section(|| vcpu.tbs.flush());
+                if alone {
+                    flush()
+                } else {
+                    vcpu.shared.exclusive(&vcpu.bell, flush)
+                }
                 return Ok(None);
             }
         };
         if let Some(from) = from.filter(|_| !one && !vcpu.leaves_always()) {
             vcpu.tbs.link(from, found);
         }
-        if !one && !vcpu.leaves_always() {
+        if !one && !vcpu.leaves_always() && !found.provisional {
             // The entry for this pc may be of another mode, which would come back here each time.
             env.enter_jump_cache(rip, found.checked.0);
         }
+        vcpu.single.set(one);
         log::enter(env, &found);
         // SAFETY: `mem` was made by this back end; the code came from its compiler and cannot be
         // reset while we hold the running guard.
@@ -109,21 +139,41 @@ impl Runner {
     }
 
     fn left(&mut self, code: u32) -> std::result::Result<Option<ExitRef>, VcpuExit> {
+        let counters = self.vcpu.counters.clone();
         let env = self.env();
         match code {
-            LEAVE_CHAIN => return Ok(Some(ExitRef(env.core.exit_ref))),
-            LEAVE_LOOKUP | LEAVE_PAGE | LEAVE_REQUEST | leave::LOOP => {}
-            leave::HALT => {}
+            LEAVE_CHAIN => {
+                counters.exit_chain.hit();
+                return Ok(Some(ExitRef(env.core.exit_ref)));
+            }
+            LEAVE_LOOKUP => counters.exit_lookup.hit(),
+            LEAVE_PAGE => counters.exit_page.hit(),
+            LEAVE_REQUEST => counters.exit_request.hit(),
+            leave::LOOP | leave::HALT => counters.exit_insn.hit(),
+            leave::SPENT => {
+                counters.exit_request.hit();
+                self.last_few = true;
+            }
+            leave::YIELD => {
+                counters.exit_insn.hit();
+                return Err(VcpuExit::TurnOver);
+            }
             leave::STEP => {
                 let e = debug::after_step(&mut env.cpu);
                 return self.deliver(e).map_or(Ok(None), Err);
             }
+            leave::X87 => env.take_care_of_x87(),
             leave::DEBUG => return Err(VcpuExit::Stop(StopReason::Debug)),
             LEAVE_FAULT => {
+                counters.exit_fault.hit();
                 env.core.fault = 0;
                 env.core.bounce = 0;
-                let e = env.cpu.exception;
-                let exit = if e.vector == SMC_RETRY { self.restart() } else { self.deliver(e) };
+                let e = stack_fault::refine(env, env.cpu.exception);
+                let exit = match e.vector {
+                    SMC_RETRY => self.restart(),
+                    LOCK_RETRY => self.alone(),
+                    _ => self.deliver(e),
+                };
                 return exit.map_or(Ok(None), Err);
             }
             LEAVE_TRAP => {
@@ -151,18 +201,6 @@ impl Runner {
         }
         Ok(None)
     }
-
-    fn refresh_ram(&mut self) {
-        if self.vcpu.shared.phys.generation() != self.phys_generation {
-            let (ram, generation) = self.vcpu.shared.phys.snapshot();
-            self.vcpu.ram = ram;
-            self.phys_generation = generation;
-            let vcpu: *mut Vcpu = &mut *self.vcpu;
-            let env = self.env();
-            env.core.vcpu = vcpu.cast();
-            env.tlb_flush_all();
-        }
-    }
 }
 
 // SAFETY: a Runner owns its Env memory and its Vcpu; the raw pointers between them move with it. It
@@ -172,7 +210,7 @@ unsafe impl Send for Runner {}
 impl Drop for Runner {
     fn drop(&mut self) {
         self.vcpu.bell.disconnect();
-        log::flush();
+        log::ended(&self.vcpu);
     }
 }
 
@@ -200,21 +238,67 @@ impl Env {
 
 impl VcpuRunner for Runner {
     fn run(&mut self) -> VcpuExit {
-        self.refresh_ram();
+        let bell = self.vcpu.bell.clone();
+        bell.wake_up();
+        self.env().process_mail();
+        let exit = self.run_awake();
+        bell.fall_asleep();
+        exit
+    }
+
+    fn state(&mut self) -> Result<X86State> {
+        let env = self.env();
+        env.x87_sync();
+        Ok(state::save(env))
+    }
+
+    fn set_state(&mut self, s: &X86State) -> Result<()> {
+        let env = self.env();
+        state::load(env, s)?;
+        env.tlb_flush_all();
+        env.core.mode = Mode::of(&env.cpu).bits();
+        Ok(())
+    }
+}
+
+impl Runner {
+    /// Asks what may be executed, where that is counted; `false`: nothing now.
+    fn grant(&mut self) -> bool {
+        let Some(pace) = self.vcpu.pace.clone() else { return true };
+        let bell = self.vcpu.bell.clone();
+        pace.grant(&self.env().core.insns_left, &bell)
+    }
+
+    fn run_awake(&mut self) -> VcpuExit {
+        self.env().follow_memory_map();
+        self.last_few = false;
+        if !self.grant() {
+            return VcpuExit::Kicked;
+        }
         let mut from = None;
         loop {
             let env = self.env();
             if env.core.exit_request.swap(0, Ordering::AcqRel) != 0 {
                 env.process_mail();
+                env.follow_memory_map();
                 from = None;
                 if env.vcpu().bell.kicked.swap(false, Ordering::AcqRel) {
                     // Let the vCPU loop see its commands; the interrupt, if that is why, is taken
                     // on the next run.
                     return VcpuExit::Kicked;
                 }
+                // A timer may be due earlier than when the last grant was made.
+                if !self.grant() {
+                    return VcpuExit::Kicked;
+                }
+            }
+            let few = std::mem::take(&mut self.last_few);
+            let env = self.env();
+            if few && env.core.insns_left.load(Ordering::Relaxed) <= 0 {
+                return VcpuExit::Kicked;
             }
             let one = match env.between_blocks(interrupt::poll) {
-                Poll::Run => false,
+                Poll::Run => few,
                 Poll::RunOne => true,
                 Poll::Idle => return VcpuExit::Halted,
                 Poll::TripleFault => return VcpuExit::Stop(StopReason::TripleFault),
@@ -224,17 +308,5 @@ impl VcpuRunner for Runner {
                 Err(exit) => return exit,
             }
         }
-    }
-
-    fn state(&mut self) -> Result<X86State> {
-        Ok(state::save(self.env()))
-    }
-
-    fn set_state(&mut self, s: &X86State) -> Result<()> {
-        let env = self.env();
-        state::load(env, s)?;
-        env.tlb_flush_all();
-        env.core.mode = Mode::of(&env.cpu).bits();
-        Ok(())
     }
 }

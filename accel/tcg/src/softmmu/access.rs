@@ -9,10 +9,12 @@ use crate::env::CODE_MAP_LEN;
 use crate::tb;
 use crate::x86::Env;
 use crate::x86::exception::Exception;
+use crate::x86::mode::Mode;
 use crate::x86::paging::{self, Access};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// The word of the code map that stands for the virtual page of `addr`.
+#[inline]
 pub fn code_map_slot(addr: u64) -> usize {
     let page = addr >> super::PAGE_BITS;
     ((page ^ page >> 20) as usize) & (CODE_MAP_LEN - 1)
@@ -34,6 +36,7 @@ impl Env {
         {
             return Ok(e);
         }
+        self.vcpu().counters.tlb_misses.hit();
         let t = paging::walk(self, addr, access, mmu_idx)?;
         let phys_page = t.phys & !PAGE_MASK;
         let mut flags = 0;
@@ -48,7 +51,7 @@ impl Env {
             flags |= slow::GLOBAL;
         }
         let page = addr & !PAGE_MASK;
-        match phys::find(&self.vcpu().ram, phys_page) {
+        match phys::find(&self.vcpu().ram(), phys_page) {
             Some(r) if !self.vcpu().is_apic_page(phys_page) => {
                 let off = phys_page - r.gpa;
                 addend = (r.host as u64).wrapping_add(off).wrapping_sub(page);
@@ -97,14 +100,16 @@ impl Env {
         let gpa = (e.phys & !PAGE_MASK) + (addr & PAGE_MASK);
         if e.phys & slow::IO_WRITE != 0 {
             self.vcpu().mmio_write(gpa, &v.to_le_bytes()[..len]);
+            self.follow_memory_map();
             return Ok(());
-        }
-        if e.phys & slow::CODE != 0 {
-            tb::before_write(self, gpa, len)?;
         }
         let p = addr.wrapping_add(e.addend) as *mut u8;
         // SAFETY: as in `read_piece`; the entry allows writing.
-        unsafe { store(p, v, len) };
+        let store = || unsafe { store(p, v, len) };
+        if e.phys & slow::CODE != 0 {
+            return tb::write_code(self, gpa, len, store);
+        }
+        store();
         Ok(())
     }
 
@@ -113,6 +118,7 @@ impl Env {
         if len <= room {
             return self.read_piece(addr, len, mmu_idx);
         }
+        self.inside_flat(addr, len as u64)?;
         let lo = self.read_piece(addr, room, mmu_idx)?;
         let hi = self.read_piece(self.wrap(addr, room as u64), len - room, mmu_idx)?;
         Ok(lo | hi << (8 * room))
@@ -123,8 +129,9 @@ impl Env {
         if len <= room {
             return self.write_piece(addr, v, len, mmu_idx);
         }
+        self.inside_flat(addr, len as u64)?;
         let next = self.wrap(addr, room as u64);
-        self.entry(next, Access::Write, mmu_idx)?;
+        self.clear_code(addr, len as u64, mmu_idx)?;
         self.write_piece(addr, v, room, mmu_idx)?;
         self.write_piece(next, v >> (8 * room), len - room, mmu_idx)
     }
@@ -133,6 +140,17 @@ impl Env {
     fn wrap(&self, addr: u64, add: u64) -> u64 {
         let a = addr.wrapping_add(add);
         if self.cpu.efer & 1 << 10 != 0 { a } else { a & 0xffff_ffff }
+    }
+
+    /// Where segments are flat and 32 bits wide, #GP(0) for an access that runs over their limit: the
+    /// only one that no check in line has caught.
+    fn inside_flat(&self, addr: u64, len: u64) -> Result<(), Exception> {
+        let mode = Mode::from_bits_retain(self.core.mode);
+        let over = addr <= u64::from(u32::MAX) && addr.saturating_add(len) > 1 << 32;
+        if over && !mode.intersects(Mode::CODE64 | Mode::SEGMENTED) {
+            return Err(Exception { addr: Some(addr), ..Exception::gp(0) });
+        }
+        Ok(())
     }
 
     /// Reads 1, 2, 4 or 8 bytes, zero-extended.
@@ -178,6 +196,7 @@ impl Env {
 
     /// Reads any number of bytes.
     pub fn read_bytes(&mut self, addr: u64, buf: &mut [u8], mmu_idx: u8) -> Result<(), Exception> {
+        self.inside_flat(addr, buf.len() as u64)?;
         let mut at = addr;
         let mut rest = buf;
         while !rest.is_empty() {
@@ -229,11 +248,29 @@ impl Env {
 
     /// Faults as a write of `len` bytes would, and writes nothing.
     pub fn probe_write(&mut self, addr: u64, len: u64, mmu_idx: u8) -> Result<(), Exception> {
+        self.inside_flat(addr, len)?;
         let mut done = 0;
         while done < len {
             let at = self.wrap(addr, done);
             self.entry(at, Access::Write, mmu_idx)?;
             done += PAGE_SIZE - (at & PAGE_MASK);
+        }
+        Ok(())
+    }
+
+    /// Faults as a write of `len` bytes would, and drops code translated from what lies there, so
+    /// that the write is not restarted half-way.
+    pub fn clear_code(&mut self, addr: u64, len: u64, mmu_idx: u8) -> Result<(), Exception> {
+        self.probe_write(addr, len, mmu_idx)?;
+        let mut done = 0;
+        while done < len {
+            let at = self.wrap(addr, done);
+            let n = (PAGE_SIZE - (at & PAGE_MASK)).min(len - done);
+            let e = self.entry(at, Access::Write, mmu_idx)?;
+            if e.phys & slow::CODE != 0 {
+                tb::clear_code(self, e.phys & !PAGE_MASK | at & PAGE_MASK, n as usize)?;
+            }
+            done += n;
         }
         Ok(())
     }
@@ -254,13 +291,16 @@ impl Env {
         Ok((e.phys & bar == 0).then(|| addr.wrapping_add(e.addend) as *mut u8))
     }
 
+    #[inline]
     fn phys_ptr(&self, gpa: u64, len: u64, write: bool) -> Option<*mut u8> {
-        let r: &Ram = phys::find(&self.vcpu().ram, gpa)?;
+        let ram = self.vcpu().ram();
+        let r: &Ram = phys::find(&ram, gpa)?;
         let off = gpa - r.gpa;
         (len <= r.len - off && !(write && r.rom)).then(|| (r.host as u64 + off) as *mut u8)
     }
 
     /// Reads a naturally aligned 8-byte word of physical memory; all ones where there is no RAM.
+    #[inline]
     pub fn phys_read_u64(&self, gpa: u64) -> u64 {
         match self.phys_ptr(gpa & !7, 8, false) {
             // SAFETY: `phys_ptr` gives 8 accessible bytes, aligned; other vCPUs access them
@@ -281,32 +321,37 @@ impl Env {
     /// changed meanwhile. Where there is no RAM, nothing happens and the answer is `true`.
     pub fn phys_cas_u64(&self, gpa: u64, old: u64, new: u64) -> bool {
         let Some(p) = self.phys_ptr(gpa & !7, 8, true) else { return true };
-        self.phys_mark(gpa & !7, 8);
         // SAFETY: as in `phys_read_u64`; the region is writable.
-        unsafe { AtomicU64::from_ptr(p.cast()) }
+        let done = unsafe { AtomicU64::from_ptr(p.cast()) }
             .compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+            .is_ok();
+        self.phys_mark(gpa & !7, 8);
+        done
     }
     /// As [`Env::phys_cas_u64`] for 4 bytes.
     pub fn phys_cas_u32(&self, gpa: u64, old: u32, new: u32) -> bool {
         let Some(p) = self.phys_ptr(gpa & !3, 4, true) else { return true };
-        self.phys_mark(gpa & !3, 4);
         // SAFETY: as in `phys_read_u64`; the region is writable.
-        unsafe { AtomicU32::from_ptr(p.cast()) }
+        let done = unsafe { AtomicU32::from_ptr(p.cast()) }
             .compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+            .is_ok();
+        self.phys_mark(gpa & !3, 4);
+        done
     }
     /// Writes physical memory (RAM only, elsewhere dropped).
     pub fn phys_write(&self, gpa: u64, data: &[u8]) {
         if let Some(p) = self.phys_ptr(gpa, data.len() as u64, true) {
-            self.phys_mark(gpa, data.len());
             // SAFETY: `phys_ptr` gives data.len() writable bytes.
             unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), p, data.len()) };
+            self.phys_mark(gpa, data.len());
         }
     }
+    /// Tells the dirty log and the code watch of bytes that have been written.
     fn phys_mark(&self, gpa: u64, len: usize) {
         use vm_memory::bitmap::Bitmap;
-        if let Some(r) = phys::find(&self.vcpu().ram, gpa) {
+        // Whoever starts a watch after this look reads what was written before it.
+        fence(Ordering::SeqCst);
+        if let Some(r) = phys::find(&self.vcpu().ram(), gpa) {
             let off = (gpa - r.gpa) as usize;
             if r.bits.logging() || r.bits.is_watched(off) {
                 r.bits.mark_dirty(off, len);
@@ -316,20 +361,40 @@ impl Env {
 
     /// Forgets all translations (CR0.PG, CR4 paging bits, INVPCID all).
     pub fn tlb_flush_all(&mut self) {
+        self.vcpu().counters.flushes_all.hit();
         for t in &mut self.tlb {
             t.flush();
         }
         self.core.code_map.fill(0);
+        self.core.code_local.fill(0);
     }
     /// Forgets all translations that are not global (CR3 write).
     pub fn tlb_flush_local(&mut self) {
+        self.vcpu().counters.flushes_local.hit();
         for t in &mut self.tlb {
             t.flush_local();
         }
-        self.core.code_map.fill(0);
+        for (i, bits) in self.core.code_local.iter_mut().enumerate() {
+            while *bits != 0 {
+                self.core.code_map[64 * i + bits.trailing_zeros() as usize] = 0;
+                *bits &= *bits - 1;
+            }
+        }
+    }
+    /// Enters code page translation `id` into the code map.
+    pub(crate) fn enter_code_map(&mut self, slot: usize, id: u32, global: bool) {
+        let bit = 1 << (slot & 63);
+        let local = &mut self.core.code_local[(slot / 64) & (CODE_MAP_LEN / 64 - 1)];
+        if global {
+            *local &= !bit;
+        } else {
+            *local |= bit;
+        }
+        self.core.code_map[slot & (CODE_MAP_LEN - 1)] = id;
     }
     /// Forgets the translation of one page (INVLPG).
     pub fn tlb_flush_page(&mut self, addr: u64) {
+        self.vcpu().counters.flushes_page.hit();
         for t in &mut self.tlb {
             t.flush_page(addr);
         }

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
-use tandem_accel::memory::{MemoryListener, PageBits, Region, RegionKind};
+use tandem_accel::memory::{PageBits, Region, RegionKind};
 
 /// One directly accessible piece of guest physical memory.
 #[derive(Clone, Debug)]
@@ -47,8 +47,9 @@ impl PhysMap {
     }
 }
 
-impl MemoryListener for PhysMap {
-    fn added(&self, r: &Region) {
+impl PhysMap {
+    /// A region appeared.
+    pub fn add(&self, r: &Region) {
         self.change(|v| {
             v.push(Ram {
                 gpa: r.gpa,
@@ -59,13 +60,21 @@ impl MemoryListener for PhysMap {
             })
         });
     }
-    fn removed(&self, r: &Region) {
+    /// A region has gone.
+    pub fn remove(&self, r: &Region) {
         self.change(|v| v.retain(|x| x.gpa != r.gpa));
     }
 }
 
 /// The region at `gpa` in a list sorted by address.
+#[inline]
 pub fn find(list: &[Ram], gpa: u64) -> Option<&Ram> {
+    // Nearly all accesses are to the first region, the RAM from address 0 up.
+    if let Some(first) = list.first()
+        && gpa.wrapping_sub(first.gpa) < first.len
+    {
+        return Some(first);
+    }
     let i = list.partition_point(|r| r.gpa <= gpa);
     list[..i].last().filter(|r| gpa - r.gpa < r.len)
 }

@@ -13,6 +13,8 @@ pub const PAGE_MASK: u64 = PAGE_SIZE - 1;
 pub const MAX_ENTRIES: usize = 8192;
 /// Entries of a table at first.
 const MIN_ENTRIES: usize = 512;
+/// Entries that are not global of which a table remembers where they are.
+const LOCALS: usize = 256;
 /// A tag that never matches.
 pub const NO_TAG: u64 = u64::MAX;
 
@@ -58,10 +60,12 @@ pub mod slow {
 pub struct Tlb {
     mask: u64,
     pext_mask: u64,
-    /// Entries that are not global, since the last flush (an upper bound).
+    /// Entries that are not global, filled since the last flush.
     locals: u32,
-    /// Fills that evicted another page since the last resize check.
+    /// Fills that evicted another page since the last flush.
     evictions: u32,
+    /// Where the first of them are.
+    local_at: [u16; LOCALS],
     tag_r: [u64; MAX_ENTRIES],
     tag_w: [u64; MAX_ENTRIES],
     addend: [u64; MAX_ENTRIES],
@@ -87,15 +91,18 @@ impl Tlb {
     }
 
     fn resize(&mut self, n: usize) {
+        self.flush();
         self.mask = n as u64 - 1;
         self.pext_mask = self.mask << PAGE_BITS;
         self.flush();
     }
 
+    #[inline]
     fn entries(&self) -> usize {
         (self.mask as usize + 1).min(MAX_ENTRIES)
     }
 
+    #[inline]
     fn index(&self, addr: u64) -> usize {
         ((addr >> PAGE_BITS) & self.mask) as usize & (MAX_ENTRIES - 1)
     }
@@ -117,24 +124,18 @@ impl Tlb {
         self.locals = 0;
     }
 
-    /// Forgets what is not global (CR3 write with CR4.PGE). A table under pressure grows here.
+    /// Forgets what is not global (CR3 write with CR4.PGE).
     pub fn flush_local(&mut self) {
         let n = self.entries();
-        if self.evictions as usize > n && n < MAX_ENTRIES {
-            self.evictions = 0;
-            self.resize(n * 2);
-            return;
-        }
         self.evictions = 0;
-        if self.locals == 0 {
-            return;
-        }
-        for i in 0..n {
-            if self.slow[i].phys & slow::GLOBAL == 0 {
-                self.clear(i);
+        let locals = self.locals as usize;
+        self.locals = 0;
+        for k in 0..if locals <= LOCALS { locals } else { n } {
+            let i = if locals <= LOCALS { self.local_at[k] as usize } else { k };
+            if self.slow[i & (MAX_ENTRIES - 1)].phys & slow::GLOBAL == 0 {
+                self.clear(i & (MAX_ENTRIES - 1));
             }
         }
-        self.locals = 0;
     }
 
     /// Forgets the page of `addr`.
@@ -146,19 +147,31 @@ impl Tlb {
     }
 
     /// The entry of `addr`, if present.
+    #[inline]
     pub fn slow_entry(&self, addr: u64) -> Option<Slow> {
         let s = self.slow[self.index(addr)];
         (s.page == addr & !PAGE_MASK).then_some(s)
     }
 
     /// Installs a translation.
+    ///
+    /// A table in which as many pages have pushed others out as it has entries, within the time
+    /// between two flushes, is too small for what the guest is doing: it grows, empty.
     pub fn fill(&mut self, entry: Slow) {
-        let i = self.index(entry.page);
+        let mut i = self.index(entry.page);
         let old = self.slow[i].page;
         if old != NO_TAG && old != entry.page {
             self.evictions += 1;
+            if self.evictions as usize > self.entries() && self.entries() < MAX_ENTRIES {
+                self.evictions = 0;
+                self.resize(2 * self.entries());
+                i = self.index(entry.page);
+            }
         }
         if entry.phys & slow::GLOBAL == 0 {
+            if let Some(at) = self.local_at.get_mut(self.locals as usize) {
+                *at = i as u16;
+            }
             self.locals += 1;
         }
         let p = entry.phys;

@@ -1,5 +1,11 @@
 //! The table of translation blocks of a machine, shared by its vCPUs.
+//!
+//! A vCPU stores to guest memory without a look here until it has learnt that the page holds code
+//! ([`CodeWatch`]). A block made before all vCPUs know is *provisional*: its bytes are kept and
+//! compared with memory before each entry, and nothing links to it, so that it never outlives what
+//! it was made from. The first comparison after all know makes it an ordinary block.
 
+use crate::perfmap::PerfMap;
 use crate::softmmu::PAGE_MASK;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -41,6 +47,8 @@ pub struct Tb {
     pub compiled: Compiled,
     /// Code bytes by physical address.
     pub ranges: Vec<Range>,
+    /// The bytes of `ranges` one after the other, while the block is provisional.
+    code: Option<Box<[u8]>>,
     /// By exit: the guest pc of a `Goto`, and whether it stays on the first page.
     exits: Vec<Option<(u64, bool)>>,
     /// Guest instructions.
@@ -61,6 +69,46 @@ pub struct Found {
     pub linked: CodePtr,
     /// Second code page: virtual, physical.
     pub page2: Option<(u64, u64)>,
+    /// May be entered once, now; to be confirmed ([`TbCache::confirm`]) before the next time.
+    pub provisional: bool,
+}
+
+/// Makes vCPUs notice their stores to pages that hold code.
+pub trait CodeWatch: Send + Sync {
+    /// Starts or stops the watch of a physical page. The ticket is for [`CodeWatch::settled`].
+    fn watch(&self, ppage: u64, on: bool) -> u64;
+    /// Whether all vCPUs follow what the ticket is for. The stores they made before are visible to
+    /// the caller then.
+    fn settled(&self, ticket: u64) -> bool;
+}
+
+/// What is known of a page before its bytes are read for a translation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Watched {
+    /// Writes seen so far.
+    writes: u64,
+    /// Ticket of the watch.
+    ticket: u64,
+}
+
+/// A compiled block on its way into the table.
+pub struct NewTb {
+    /// Identity, with `phys`.
+    pub key: TbKey,
+    /// Physical address of the first byte.
+    pub phys: u64,
+    /// From [`TbCache::reserve`].
+    pub tag: u64,
+    /// Virtual and physical page of the second code page, if the block has one.
+    pub page2: Option<(u64, u64)>,
+    /// Code bytes by physical address.
+    pub ranges: Vec<Range>,
+    /// The bytes, if the watch of a page was not settled before they were read.
+    pub code: Option<Box<[u8]>>,
+    /// Guest instructions.
+    pub insns: u32,
+    /// Generated code.
+    pub compiled: Compiled,
 }
 
 /// Blocks on one physical page.
@@ -69,6 +117,8 @@ struct Page {
     tags: Vec<u64>,
     /// 64-byte lines that contain code bytes of some block.
     lines: u64,
+    /// Ticket of the watch.
+    ticket: u64,
     /// Number of writes seen while watched; a translation made across one is thrown away.
     writes: u64,
 }
@@ -134,8 +184,8 @@ pub struct TbCache {
     pub counters: Counters,
     table: RwLock<WordMap<(TbKey, u64), Found>>,
     inner: Mutex<Inner>,
-    /// Called with a physical page that gets its first block, so that vCPUs watch writes to it.
-    watch: Box<dyn Fn(u64, bool) + Send + Sync>,
+    perf_map: Option<PerfMap>,
+    watch: Arc<dyn CodeWatch>,
 }
 
 fn line_mask(r: &Range) -> u64 {
@@ -145,18 +195,19 @@ fn line_mask(r: &Range) -> u64 {
 }
 
 impl TbCache {
-    /// An empty table over `backend`; `watch` is told when physical pages start (and stop) to hold
-    /// code.
+    /// An empty table over `backend`; `watch` makes vCPUs notice writes to the pages with code.
     pub fn new(
         backend: Arc<dyn Backend>,
-        watch: impl Fn(u64, bool) + Send + Sync + 'static,
+        perf_map: Option<PerfMap>,
+        watch: Arc<dyn CodeWatch>,
     ) -> Arc<TbCache> {
         Arc::new(TbCache {
             backend,
             counters: Counters::default(),
             table: RwLock::default(),
             inner: Mutex::default(),
-            watch: Box::new(watch),
+            perf_map,
+            watch,
         })
     }
 
@@ -176,21 +227,10 @@ impl TbCache {
         *inner.page_ids.entry((vpage, ppage)).or_insert(next)
     }
 
-    /// Enters a compiled block whose tag came from [`TbCache::reserve`]. `pages` are its physical
-    /// pages with what [`TbCache::watch_page`] said of them before their bytes were read. `None` if
-    /// one of them has been written since: translate again.
-    pub fn insert(
-        &self,
-        key: TbKey,
-        phys: u64,
-        page2: Option<(u64, u64)>,
-        ranges: Vec<Range>,
-        insns: u32,
-        block: &Block,
-        tag: u64,
-        compiled: Compiled,
-        pages: &[(u64, u64)],
-    ) -> Option<Found> {
+    /// Enters a compiled block; `block` is what it was compiled from, and `pages` are its physical
+    /// pages with what [`TbCache::watch_page`] said of them. `None` if one of them has been written
+    /// since: translate again.
+    pub fn insert(&self, new: NewTb, block: &Block, pages: &[(u64, Watched)]) -> Option<Found> {
         let exits = block
             .exits
             .iter()
@@ -199,9 +239,11 @@ impl TbCache {
                 _ => None,
             })
             .collect();
-        let found = Found { tag, checked: compiled.checked, linked: compiled.linked, page2 };
+        let NewTb { key, phys, tag, page2, ranges, code, insns, compiled } = new;
+        let (checked, linked) = (compiled.checked, compiled.linked);
+        let found = Found { tag, checked, linked, page2, provisional: code.is_some() };
         let mut inner = self.lock();
-        if pages.iter().any(|(p, writes)| inner.pages.get(p).is_none_or(|x| x.writes != *writes)) {
+        if pages.iter().any(|(p, w)| inner.pages.get(p).is_none_or(|x| x.writes != w.writes)) {
             return None;
         }
         for r in &ranges {
@@ -211,23 +253,48 @@ impl TbCache {
                 p.tags.push(tag);
             }
         }
-        let tb = Tb {
-            key,
-            phys,
-            page2,
-            compiled,
-            ranges,
-            exits,
-            insns,
-            incoming: Vec::new(),
-            valid: true,
-        };
+        if let Some(map) = &self.perf_map {
+            map.block(&compiled.range, key.rip, (key.mode & 3) as u8);
+        }
+        let incoming = Vec::new();
+        let tb =
+            Tb { key, phys, page2, compiled, ranges, code, exits, insns, incoming, valid: true };
         // A flush since the reservation has dropped the tag, and the code with it.
         let slot = tag.checked_sub(inner.first_tag)? as usize;
         *inner.tbs.get_mut(slot)? = tb;
         self.counters.translations.fetch_add(1, Ordering::Relaxed);
         self.counters.insns.fetch_add(insns.into(), Ordering::Relaxed);
         self.table.write().unwrap().insert((key, phys), found);
+        Some(found)
+    }
+
+    /// Looks whether a provisional block is still what memory holds: `same` compares bytes with those
+    /// at a physical address. The block may then be entered as the answer says; `None`: it is gone.
+    pub fn confirm(&self, found: Found, same: impl Fn(u64, &[u8]) -> bool) -> Option<Found> {
+        let mut inner = self.lock();
+        let tb = inner.get(found.tag)?;
+        let Some(code) = &tb.code else { return Some(Found { provisional: false, ..found }) };
+        // Asked before the bytes are compared: what they hold then, only noticed writes change.
+        let pages = tb.ranges.iter().map(|r| r.gpa & !PAGE_MASK);
+        let tickets = pages.filter_map(|p| inner.pages.get(&p)).map(|p| p.ticket);
+        let settled = tickets.max().is_none_or(|t| self.watch.settled(t));
+        let mut rest = &code[..];
+        let unchanged = tb.ranges.iter().all(|r| {
+            let (piece, more) = rest.split_at(rest.len().min(r.len as usize));
+            rest = more;
+            same(r.gpa, piece)
+        });
+        if !unchanged {
+            self.drop_block(&mut inner, found.tag);
+            return None;
+        }
+        if !settled {
+            return Some(found);
+        }
+        let found = Found { provisional: false, ..found };
+        let tb = inner.get_mut(found.tag)?;
+        tb.code = None;
+        self.table.write().unwrap().insert((tb.key, tb.phys), found);
         Some(found)
     }
 
@@ -246,6 +313,7 @@ impl TbCache {
                 exits: Vec::new(),
             },
             ranges: Vec::new(),
+            code: None,
             exits: Vec::new(),
             insns: 0,
             incoming: Vec::new(),
@@ -254,18 +322,24 @@ impl TbCache {
         tag
     }
 
-    /// Starts watching a physical page for writes, and returns the number of writes seen so far.
-    /// Called before the page's bytes are read for translation, so that no write is missed.
-    pub fn watch_page(&self, ppage: u64) -> u64 {
+    /// Starts watching a physical page for writes. Called before the page's bytes are read for
+    /// translation, so that no write is missed.
+    pub fn watch_page(&self, ppage: u64) -> Watched {
         let mut inner = self.lock();
         if let Some(page) = inner.pages.get(&ppage) {
-            return page.writes;
+            return Watched { writes: page.writes, ticket: page.ticket };
         }
         // Under the lock, so that it cannot cross with the end of an earlier watch.
-        (self.watch)(ppage, true);
+        let ticket = self.watch.watch(ppage, true);
         let writes = inner.unwatched;
-        inner.pages.insert(ppage, Page { writes, ..Page::default() });
-        writes
+        inner.pages.insert(ppage, Page { writes, ticket, ..Page::default() });
+        Watched { writes, ticket }
+    }
+
+    /// Whether all vCPUs notice their stores to the page, so that what is translated from now on
+    /// needs no confirmation.
+    pub fn is_settled(&self, page: Watched) -> bool {
+        self.watch.settled(page.ticket)
     }
 
     /// Makes exit `from` jump straight to block `to`, if both are still valid and `to` is where the
@@ -282,6 +356,9 @@ impl TbCache {
             return;
         }
         // The target's first page is the exit's page; a second page needs its own check.
+        if to.provisional {
+            return;
+        }
         let entry = if same_page && to.page2.is_none() { to.linked } else { to.checked };
         let Some(target) = inner.get_mut(to.tag) else { return };
         target.incoming.push(from);
@@ -289,49 +366,50 @@ impl TbCache {
         self.counters.links.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether bytes `[gpa, gpa + len)` (inside one page), which are about to be written, overlap
-    /// code of a valid block.
-    pub fn overlaps(&self, gpa: u64, len: usize) -> bool {
-        let range = Range { gpa, len: len as u32 };
-        let ppage = gpa & !PAGE_MASK;
-        let mut inner = self.lock();
-        let Some(page) = inner.pages.get_mut(&ppage) else { return false };
-        page.writes += 1;
-        if page.tags.is_empty() {
-            // Memory that once held code is data again: its writes need no look any more. A
-            // translation that is being made from it will find its page gone and start over.
-            let writes = page.writes;
-            inner.unwatched = inner.unwatched.max(writes);
-            inner.pages.remove(&ppage);
-            (self.watch)(ppage, false);
-            return false;
-        }
-        let inner = &*inner;
-        let Some(page) = inner.pages.get(&ppage) else { return false };
-        page.lines & line_mask(&range) != 0
-            && page.tags.iter().any(|&t| inner.get(t).is_some_and(|tb| tb.touches(&range)))
-    }
-
-    /// Invalidates all blocks that overlap the bytes.
-    pub fn invalidate(&self, gpa: u64, len: usize) {
+    /// Bytes `[gpa, gpa + len)`, inside one page, are being or have been written: drops the blocks
+    /// made from them. Returns whether there were any. A page that holds no block is not watched
+    /// any more.
+    ///
+    /// For a writer that is watched, `store` writes the bytes, in one step with the look at the
+    /// blocks: what is translated later sees them.
+    pub fn write(&self, gpa: u64, len: usize, store: impl FnOnce(bool)) -> bool {
         let range = Range { gpa, len: len as u32 };
         let ppage = gpa & !PAGE_MASK;
         let mut inner = self.lock();
         if let Some(page) = inner.pages.get_mut(&ppage) {
             page.writes += 1;
+            let writes = page.writes;
+            if page.tags.is_empty() {
+                // Memory that once held code is data again: its writes need no look any more. A
+                // translation that is being made from it will find its page gone and start over.
+                inner.unwatched = inner.unwatched.max(writes);
+                inner.pages.remove(&ppage);
+                self.watch.watch(ppage, false);
+            }
         }
-        let Some(page) = inner.pages.get(&ppage) else { return };
-        if page.lines & line_mask(&range) == 0 {
-            return;
-        }
-        let hit: Vec<u64> = page
-            .tags
-            .iter()
-            .copied()
-            .filter(|&t| inner.get(t).is_some_and(|tb| tb.touches(&range)))
-            .collect();
-        for tag in hit {
+        let hit = inner.blocks_of(&range);
+        for &tag in &hit {
             self.drop_block(&mut inner, tag);
+        }
+        store(!hit.is_empty());
+        !hit.is_empty()
+    }
+
+    /// Drops all blocks with code in `[gpa, gpa + len)` and stops watching these pages: other memory
+    /// is there now.
+    pub fn forget(&self, gpa: u64, len: u64) {
+        let mut inner = self.lock();
+        let inside = |p: &u64| *p >= gpa & !PAGE_MASK && p.wrapping_sub(gpa) < len;
+        let pages: Vec<u64> = inner.pages.keys().copied().filter(inside).collect();
+        for ppage in pages {
+            for tag in inner.pages.get(&ppage).map_or(Vec::new(), |p| p.tags.clone()) {
+                self.drop_block(&mut inner, tag);
+            }
+            if let Some(page) = inner.pages.remove(&ppage) {
+                // A translation in progress finds its page gone, or with another count.
+                inner.unwatched = inner.unwatched.max(page.writes + 1);
+                self.watch.watch(ppage, false);
+            }
         }
     }
 
@@ -372,10 +450,10 @@ impl TbCache {
         let unwatched = inner.unwatched;
         *inner = Inner { first_tag, page_ids, unwatched, ..Inner::default() };
         self.backend.reset();
-        drop(inner);
         for ppage in pages.keys() {
-            (self.watch)(*ppage, false);
+            self.watch.watch(*ppage, false);
         }
+        drop(inner);
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -391,7 +469,7 @@ impl TbCache {
 
 impl WriteWatch for TbCache {
     fn written(&self, gpa: u64, len: usize) {
-        self.invalidate(gpa, len);
+        self.write(gpa, len, |_| ());
     }
 }
 
@@ -410,6 +488,16 @@ impl Inner {
     fn get_mut(&mut self, tag: u64) -> Option<&mut Tb> {
         self.tbs.get_mut(tag.checked_sub(self.first_tag)? as usize).filter(|t| t.valid)
     }
+    /// The blocks made from some of these bytes, inside one page.
+    fn blocks_of(&self, range: &Range) -> Vec<u64> {
+        let page = self.pages.get(&(range.gpa & !PAGE_MASK));
+        page.filter(|p| p.lines & line_mask(range) != 0)
+            .into_iter()
+            .flat_map(|p| &p.tags)
+            .copied()
+            .filter(|&t| self.get(t).is_some_and(|tb| tb.touches(range)))
+            .collect()
+    }
     /// Takes a block off its page and recomputes the lines that still hold code.
     fn forget(&mut self, ppage: u64, tag: u64) {
         let Some(page) = self.pages.get(&ppage) else { return };
@@ -420,8 +508,8 @@ impl Inner {
             .flat_map(|tb| &tb.ranges)
             .filter(|r| r.gpa & !PAGE_MASK == ppage)
             .fold(0, |m, r| m | line_mask(r));
-        let writes = page.writes;
-        self.pages.insert(ppage, Page { tags, lines, writes });
+        let page = Page { tags, lines, writes: page.writes, ticket: page.ticket };
+        self.pages.insert(ppage, page);
     }
 }
 
@@ -430,19 +518,92 @@ mod tests {
     use super::*;
     use tandem_jit::interp::InterpBackend;
 
+    /// Keeps what it is told.
+    #[derive(Default)]
+    struct Watch {
+        notes: Mutex<Vec<(u64, bool)>>,
+        settled: Mutex<bool>,
+    }
+
+    impl CodeWatch for Watch {
+        fn watch(&self, ppage: u64, on: bool) -> u64 {
+            let mut notes = self.notes.lock().unwrap();
+            notes.push((ppage, on));
+            notes.len() as u64
+        }
+        fn settled(&self, _: u64) -> bool {
+            *self.settled.lock().unwrap()
+        }
+    }
+
     #[test]
     fn a_page_without_blocks_is_watched_until_its_next_write() {
         let backend = InterpBackend::new(Arc::new(crate::accel::host_target()));
-        let notes = Arc::new(Mutex::new(Vec::new()));
-        let seen = notes.clone();
-        let tbs = TbCache::new(backend, move |p, on| seen.lock().unwrap().push((p, on)));
-        let writes = tbs.watch_page(0x5000);
-        assert_eq!(tbs.watch_page(0x5000), writes);
-        assert!(!tbs.overlaps(0x5010, 8));
-        assert_eq!(*notes.lock().unwrap(), [(0x5000, true), (0x5000, false)]);
+        let watch = Arc::new(Watch::default());
+        let tbs = TbCache::new(backend, None, watch.clone());
+        let seen = tbs.watch_page(0x5000);
+        assert_eq!(tbs.watch_page(0x5000), seen);
+        assert!(!tbs.write(0x5010, 8, |hit| assert!(!hit)));
+        assert_eq!(*watch.notes.lock().unwrap(), [(0x5000, true), (0x5000, false)]);
         // A new watch is told from the old one.
-        assert_ne!(tbs.watch_page(0x5000), writes);
-        assert_eq!(notes.lock().unwrap().len(), 3);
+        assert_ne!(tbs.watch_page(0x5000).writes, seen.writes);
+        assert_eq!(watch.notes.lock().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn pages_of_other_memory_are_forgotten() {
+        let backend = InterpBackend::new(Arc::new(crate::accel::host_target()));
+        let watch = Arc::new(Watch::default());
+        let tbs = TbCache::new(backend, None, watch.clone());
+        let (inside, outside) = (tbs.watch_page(0x5000), tbs.watch_page(0x6000));
+        tbs.forget(0x4000, 0x2000);
+        assert_eq!(watch.notes.lock().unwrap().last(), Some(&(0x5000, false)));
+        // What is being translated from it is thrown away, and a new watch is set.
+        assert_ne!(tbs.watch_page(0x5000).writes, inside.writes);
+        assert_eq!(watch.notes.lock().unwrap().last(), Some(&(0x5000, true)));
+        assert_eq!(tbs.watch_page(0x6000), outside);
+    }
+
+    #[test]
+    fn a_provisional_block_holds_while_its_bytes_do_until_the_watch_is_settled() {
+        let backend = InterpBackend::new(Arc::new(crate::accel::host_target()));
+        let watch = Arc::new(Watch::default());
+        let tbs = TbCache::new(backend, None, watch.clone());
+        let key = TbKey { rip: 0x5010, cs_base: 0, mode: 0 };
+        let enter = || {
+            let pages = [(0x5000, tbs.watch_page(0x5000))];
+            let new = NewTb {
+                key,
+                phys: 0x5010,
+                tag: tbs.reserve(key, 0x5010),
+                page2: None,
+                ranges: vec![Range { gpa: 0x5010, len: 2 }],
+                code: (!tbs.is_settled(pages[0].1)).then(|| Box::from([0x90, 0xc3])),
+                insns: 2,
+                compiled: Compiled {
+                    checked: CodePtr(0),
+                    linked: CodePtr(0),
+                    range: 0..0,
+                    exits: Vec::new(),
+                },
+            };
+            tbs.insert(new, &Block::default(), &pages).unwrap()
+        };
+        let found = enter();
+        assert!(found.provisional);
+        let is = |bytes: [u8; 2]| move |gpa: u64, code: &[u8]| gpa == 0x5010 && code == bytes;
+        assert!(tbs.confirm(found, is([0x90, 0xc3])).unwrap().provisional);
+        // Another vCPU, which does not watch yet, has written.
+        assert!(tbs.confirm(found, is([0x90, 0xcc])).is_none());
+        assert!(tbs.find(key, 0x5010).is_none());
+        let found = enter();
+        *watch.settled.lock().unwrap() = true;
+        assert!(!tbs.confirm(found, is([0x90, 0xc3])).unwrap().provisional);
+        assert!(!tbs.find(key, 0x5010).unwrap().provisional);
+        // From now on writes are noticed.
+        assert!(tbs.write(0x5011, 1, |hit| assert!(hit)));
+        assert!(tbs.find(key, 0x5010).is_none());
+        assert!(!enter().provisional);
     }
 
     #[test]

@@ -6,10 +6,11 @@
 //!   are watched ([`tandem_accel::memory::PageBits`]) for as long as a block lies on them.
 //! * An invalid block is out of the table, poisoned (its entries leave), and nothing links to it.
 //!   Its code memory is reused only by a flush of everything, with no vCPU inside generated code.
-//! * Lock order: cache lock → page bits. No guest memory is walked under the cache lock.
+//! * Lock order: cache lock → mail of the vCPUs, page bits. No guest page table is walked under the
+//!   cache lock.
 
 mod cache;
 mod written;
 
-pub use cache::{Found, Range, Tb, TbCache, TbKey};
-pub use written::{SMC_RETRY, before_write};
+pub use cache::{CodeWatch, Found, NewTb, Range, Tb, TbCache, TbKey, Watched};
+pub use written::{LOCK_RETRY, SMC_RETRY, clear_code, code_written, write_code};

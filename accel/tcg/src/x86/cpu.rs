@@ -80,14 +80,24 @@ pub struct Cpu {
     pub ftop: u32,
     /// Bit n set: physical x87 register n is empty.
     pub ftag_empty: u8,
+    /// x87 instructions go to helpers although no exception is unmasked (see [`super::x87::image`]).
+    pub x87_care: bool,
     /// Last x87 opcode, instruction and data pointers.
     pub fop: u16,
     /// Last x87 instruction pointer.
     pub fip: u64,
     /// Last x87 data pointer.
     pub fdp: u64,
-    /// A masked vector store waits in the bounce buffer.
-    pub masked_store: bool,
+    /// Code segment of the last x87 instruction. Like `fds` not part of saved states, where the
+    /// pointers have 64 bits.
+    pub fcs: u16,
+    /// Segment of the last x87 memory operand.
+    pub fds: u16,
+    /// The masked vector operand being accessed, packed, and its mask bits
+    /// ([`super::helpers::vector::Masked`]).
+    pub masked_what: u64,
+    /// See `masked_what`.
+    pub masked_bits: u64,
     /// The fault that a helper raised (valid when `core.fault` is set).
     pub exception: Exception,
     /// In HLT.

@@ -53,9 +53,9 @@ pub fn cpuid(env: &mut Env) {
 /// What the translator gives on any host: system behaviour and integer instructions.
 ///
 /// LA57 works too, but is left out: a guest kernel that finds it uses it, and walks five levels
-/// where four would do. AutoIBRS and SRSO_NO are stated because a guest can do nothing about the
-/// host's branch predictors; without them it would pay for return and indirect-call thunks that
-/// protect nothing here.
+/// where four would do. AutoIBRS, SRSO_NO, TSA_*_NO and SSB_NO are stated because a guest can do nothing
+/// about the host's predictors and buffers; without them it would pay for thunks and flushes that
+/// protect nothing here, and warn of what it cannot flush.
 const OWN: &[&str] = &[
     "fpu",
     "vme",
@@ -113,6 +113,9 @@ const OWN: &[&str] = &[
     "null-sel-clr-base",
     "auto-ibrs",
     "srso-no",
+    "tsa-sq-no",
+    "tsa-l1-no",
+    "amd-no-ssb",
     "kvmclock-legacy",
     "kvm-nopiodelay",
     "kvmclock",
@@ -144,7 +147,6 @@ const PASSED_THROUGH: &[&str] = &[
     "xsaveopt",
     "xsavec",
     "xgetbv1",
-    "misalignsse",
 ];
 
 /// The same for AVX-512, which needs both of the first two: opmasks are 64 bits wide only with BW.
@@ -172,6 +174,10 @@ const XCR0_AVX512: u64 = 7 << 5;
 
 /// AuthenticAMD: page-table isolation and other work-arounds for Intel's silicon have no use here.
 const VENDOR: Regs = Regs { eax: 0xd, ebx: 0x6874_7541, ecx: 0x444d_4163, edx: 0x6974_6e65 };
+
+/// Family 25, model 17, stepping 1 (Zen 4): a kernel expects of older ones errata and work-arounds that
+/// mean nothing here.
+const SIGNATURE: u32 = 0x00a1_0f11;
 
 /// One bit of the host's CPUID.
 #[cfg(target_arch = "x86_64")]
@@ -202,6 +208,7 @@ fn host_has(_: Feature) -> bool {
 pub fn supported() -> CpuidTable {
     let mut t = CpuidTable::default();
     t.set(0, VENDOR);
+    t.set(1, Regs { eax: SIGNATURE, ..Regs::default() });
     // 48 physical and 48 linear address bits.
     t.set(0x8000_0008, Regs { eax: 48 << 8 | 48, ..Regs::default() });
     let named = |names: &'static [&'static str]| names.iter().filter_map(|n| feature::find(n));

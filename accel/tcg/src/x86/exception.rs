@@ -30,7 +30,7 @@ pub struct Exception {
     pub vector: u8,
     /// Error code, for the vectors that push one.
     pub error: Option<u32>,
-    /// Address for CR2 (page faults).
+    /// Address for CR2 (page faults), or the one that is not canonical (#GP).
     pub addr: Option<u64>,
     /// DR6 bits to set (debug exceptions).
     pub dr6: u64,

@@ -110,7 +110,7 @@ fn combine(first: &Event, second: Exception) -> Option<Exception> {
 
 /// Records what an exception leaves in CR2, DR6 and DR7.
 fn take_up(env: &mut Env, e: &Exception) {
-    if let Some(addr) = e.addr {
+    if let Some(addr) = e.addr.filter(|_| e.vector == vector::PF) {
         env.cpu.cr2 = addr;
     }
     if e.vector == vector::DB {
@@ -133,7 +133,7 @@ pub fn deliver_event(env: &mut Env, event: Event) -> Outcome {
             Ok(()) => return Outcome::Delivered,
             Err(second) => {
                 // A page fault leaves its address even if it becomes a double or triple fault.
-                if let Some(addr) = second.addr {
+                if let Some(addr) = second.addr.filter(|_| second.vector == vector::PF) {
                     env.cpu.cr2 = addr;
                 }
                 match combine(&event, second) {
@@ -195,6 +195,7 @@ pub fn poll(env: &mut Env) -> Poll {
     if env.cpu.eflags & rflags::IF != 0
         && let Some(v) = acknowledge(env)
     {
+        env.vcpu().counters.interrupts.hit();
         return finish(env, Event::Interrupt(v));
     }
     if env.cpu.halted { Poll::Idle } else { Poll::Run }

@@ -37,20 +37,25 @@ pub fn check(env: &mut Env, port: u16, size: u8) -> Result<(), Exception> {
 pub fn read(env: &Env, port: u16, size: u8) -> u64 {
     let mut data = [0; 4];
     let n = usize::from(size.clamp(1, 4));
-    env.vcpu().bus.pio_read(port, &mut data[..n]);
+    env.vcpu().pio_read(port, &mut data[..n]);
     u32::from_le_bytes(data).into()
 }
 
 /// OUT of `size` (1, 2, 4) bytes.
-pub fn write(env: &Env, port: u16, size: u8, v: u64) {
+pub fn write(env: &mut Env, port: u16, size: u8, v: u64) {
     let n = usize::from(size.clamp(1, 4));
-    env.vcpu().bus.pio_write(port, &v.to_le_bytes()[..n]);
+    env.vcpu().pio_write(port, &v.to_le_bytes()[..n]);
+    env.follow_memory_map();
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Bench, TSS};
     use super::*;
+    use crate::x86::mode::MMU_KERNEL_SMAP;
+    use std::sync::Arc;
+    use tandem_accel::bus::BusDevice;
+    use tandem_accel::memory::{GuestMap, Region, RegionKind};
 
     // SDM vol. 1 §19.5.2.
     #[test]
@@ -73,6 +78,44 @@ mod tests {
         assert!(check(env, 0xffff, 4).is_ok());
         b.vm86(3);
         assert!(check(b.env(), 0x27, 1).is_err());
+    }
+
+    /// Swaps two pieces of memory at an address, as shadowing and flash do.
+    struct Switch(Arc<GuestMap>, [Region; 2]);
+    impl BusDevice for Switch {
+        fn read(&self, _: u64, _: &mut [u8]) {}
+        fn write(&self, _: u64, data: &[u8]) {
+            self.0.remove(self.1[0].gpa);
+            if let Some(r) = self.1.get(usize::from(data[0])) {
+                self.0.insert(r).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_device_that_changes_the_memory_map_is_followed_at_once() {
+        let mut b = Bench::new();
+        let at = 0x4000_0000;
+        let piece = |byte: u8, kind| {
+            let r = Region::new("piece", kind, at, 0x1000).unwrap();
+            assert!(r.load(0, &[byte; 0x1000]));
+            r
+        };
+        let pieces = [piece(1, RegionKind::Rom), piece(2, RegionKind::Ram)];
+        let switch = Arc::new(Switch(b.map.clone(), pieces));
+        b.bus.pio.insert("switch", 0x70, 1, switch.clone()).unwrap();
+        b.bus.mmio.insert("switch", at, 0x1000, switch).unwrap();
+        b.protected(0);
+        let env = b.env();
+        for (what, byte) in [(0, 1), (1, 2), (2, 0), (1, 2), (0, 1)] {
+            write(env, 0x70, 1, what);
+            assert_eq!(env.read_u8(at, MMU_KERNEL_SMAP).unwrap(), byte, "{what}");
+        }
+        // A store to ROM reaches the device, which puts RAM there.
+        env.write_u8(at + 4, 1, MMU_KERNEL_SMAP).unwrap();
+        assert_eq!(env.read_u8(at + 4, MMU_KERNEL_SMAP).unwrap(), 2);
+        env.write_u8(at + 4, 9, MMU_KERNEL_SMAP).unwrap();
+        assert_eq!(env.read_u8(at + 4, MMU_KERNEL_SMAP).unwrap(), 9);
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod msr;
 pub mod paging;
 pub mod seg;
 pub mod stack;
+pub mod stack_fault;
 pub mod state;
 pub mod syscall;
 pub mod task;

@@ -67,6 +67,8 @@ bitflags! {
         /// A data or I/O breakpoint in DR7 is enabled: one instruction per block, then a look at
         /// what it hit.
         const WATCH = 1 << 25;
+        /// x87 exceptions are unmasked or pending: x87 instructions need helpers.
+        const X87_CARE = 1 << 26;
         /// One guest instruction per block (a debugging option, not guest state).
         const ONE_INSN = 1 << 31;
     }
@@ -131,6 +133,7 @@ impl Mode {
         m.set(Mode::UMIP, cr4 & 1 << 11 != 0 && cpl > 0);
         m.set(Mode::BREAKPOINTS, cpu.breakpoints(super::debug::Kind::Execute).next().is_some());
         m.set(Mode::WATCH, cpu.watches());
+        m.set(Mode::X87_CARE, super::x87::image::needs_care(cpu));
         m
     }
 }

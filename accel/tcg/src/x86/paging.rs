@@ -137,8 +137,8 @@ pub fn canonical_in(addr: u64, bits: u32) -> bool {
 /// Translates `addr` for an access through MMU index `mmu_idx`.
 ///
 /// # Errors
-/// #PF with the error code of SDM vol. 3 §4.7; #GP(0) for a non-canonical address in long mode
-/// (whether it becomes #SS is for the caller to say).
+/// #PF with the error code of SDM vol. 3 §4.7; #GP(0), with the address, for one that is not canonical
+/// in long mode ([`super::stack_fault`] may make #SS of it).
 pub fn walk(
     env: &mut Env,
     addr: u64,
@@ -164,7 +164,7 @@ pub fn walk(
         let (table, level) = if lma {
             let levels = if cpu.cr4 & cr4::LA57 != 0 { 5 } else { 4 };
             if !canonical_in(addr, 12 + 9 * levels) {
-                return Err(Exception::gp(0));
+                return Err(Exception { addr: Some(addr), ..Exception::gp(0) });
             }
             (cpu.cr3 & pte::ADDR & !cpu.feat.phys_reserved, levels)
         } else {

@@ -201,6 +201,7 @@ pub fn save(env: &Env) -> X86State {
 
 /// x87 and vector state. `st` is in stack order, `fpr` by physical number.
 fn load_fpu(env: &mut Env, f: &FpuState) {
+    env.core.x87_saved = 0;
     let cpu = &mut env.cpu;
     let top = (f.fsw >> 11 & 7) as usize;
     cpu.fcw = f.fcw;
@@ -210,6 +211,7 @@ fn load_fpu(env: &mut Env, f: &FpuState) {
     cpu.fop = f.fop;
     cpu.fip = f.fip;
     cpu.fdp = f.fdp;
+    (cpu.fcs, cpu.fds) = (0, 0);
     for (i, st) in f.st.iter().enumerate() {
         cpu.fpr[(top + i) & 7][..10].copy_from_slice(st);
     }
@@ -218,6 +220,7 @@ fn load_fpu(env: &mut Env, f: &FpuState) {
     env.core.opmask = f.opmask;
 }
 
+/// To be called after [`Env::x87_sync`].
 fn save_fpu(env: &Env) -> FpuState {
     let cpu = &env.cpu;
     let top = cpu.ftop as usize;

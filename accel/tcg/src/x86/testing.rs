@@ -1,8 +1,9 @@
 //! A bare processor with a little memory, for tests: state in, system code, state out.
 
 use super::{Env, cpuid, state};
+use crate::accel::MapFollower;
 use crate::accel::host_target;
-use crate::exec::{Doorbell, Shared, Vcpu};
+use crate::exec::{Doorbell, Shared, Vcpu, VcpuOptions};
 use crate::tb::TbCache;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -124,6 +125,7 @@ pub struct Bench {
     mem: EnvMem,
     _vcpu: Box<Vcpu>,
     ram: Region,
+    pub map: Arc<GuestMap>,
     pub intc: Arc<FakeIntc>,
     pub bus: Arc<IoBus>,
     pub clock: Arc<Clock>,
@@ -142,10 +144,10 @@ impl Bench {
         let map = GuestMap::new();
         let ram = map.add("ram", RegionKind::Ram, 0, RAM).unwrap();
         let shared = Arc::new(Shared::default());
-        map.subscribe(shared.phys.clone());
         let target = Arc::new(host_target());
         let backend: Arc<dyn Backend> = InterpBackend::new(target.clone());
-        let tbs = TbCache::new(backend.clone(), |_, _| {});
+        let tbs = TbCache::new(backend.clone(), None, shared.clone());
+        map.subscribe(Arc::new(MapFollower { shared: shared.clone(), tbs: tbs.clone() }));
         let intc = Arc::new(FakeIntc::default());
         intc.base.store(0xfee0_0900, Ordering::Relaxed);
         let (bus, clock) = (Arc::new(IoBus::default()), Clock::new());
@@ -160,21 +162,19 @@ impl Bench {
             events: Arc::new(NoEvents),
         };
         let bell = Doorbell::new(VcpuControl::new());
-        let (list, _) = shared.phys.snapshot();
         let mut vcpu = Box::new(Vcpu::new(
             &spec,
             clock.clone(),
-            list,
             shared,
             tbs,
             target,
             bell,
-            false,
-            false,
+            Arc::default(),
+            VcpuOptions::default(),
         ));
         let mem = backend.alloc_env().unwrap();
         let p: *mut Vcpu = &mut *vcpu;
-        let mut b = Bench { mem, _vcpu: vcpu, ram, intc, bus, clock };
+        let mut b = Bench { mem, _vcpu: vcpu, ram, map, intc, bus, clock };
         let env = b.env();
         env.core.vcpu = p.cast();
         env.tlb_init();

@@ -8,7 +8,6 @@
 //! written when the guest asks for it and when the offset changes.
 
 use super::Env;
-use std::time::{SystemTime, UNIX_EPOCH};
 use tandem_accel::clock::NANOS_PER_SEC;
 
 /// `ns` nanoseconds in TSC ticks of `hz`, without offset.
@@ -99,8 +98,7 @@ pub fn write_system_time(env: &mut Env) {
 
 /// Writes `pvclock_wall_clock` at `gpa`: the wall-clock time at which guest time was 0.
 pub fn write_wall_clock(env: &mut Env, gpa: u64) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
-    let boot = now.saturating_sub(env.vcpu().clock.now());
+    let boot = env.vcpu().clock.epoch();
     let old = env.phys_read_u32(gpa);
     let odd = if old == u32::MAX { 1 } else { old.wrapping_add(1) | 1 };
     let mut s = [0u8; 12];

@@ -67,6 +67,10 @@ impl Env {
         let width = if wide { 8 } else { 4 };
         area[8..8 + width].copy_from_slice(&c.fip.to_le_bytes()[..width]);
         area[16..16 + width].copy_from_slice(&c.fdp.to_le_bytes()[..width]);
+        if !wide {
+            area[12..14].copy_from_slice(&c.fcs.to_le_bytes());
+            area[20..22].copy_from_slice(&c.fds.to_le_bytes());
+        }
         for (i, to) in area[32..160].chunks_exact_mut(16).enumerate() {
             to[..10].copy_from_slice(&c.fpr[x87::physical(c, i)][..10]);
         }
@@ -96,6 +100,7 @@ impl Env {
         c.fop = u16_at(6) & 0x7ff;
         c.fip = pointer(8);
         c.fdp = pointer(16);
+        (c.fcs, c.fds) = if wide { (0, 0) } else { (u16_at(12), u16_at(20)) };
         for (i, from) in area[32..160].chunks_exact(16).enumerate() {
             let p = x87::physical(c, i);
             c.fpr[p] = [0; 16];

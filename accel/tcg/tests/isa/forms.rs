@@ -51,6 +51,10 @@ pub struct Want {
 fn register(rng: &mut Rng, bytes: usize, want: Want, rex: &mut Option<bool>) -> Register {
     if want.bits < 64 {
         let mut n = rng.below(8) as usize;
+        if want.sequence {
+            // Numbers 4 to 6 are the upper bytes of 0 to 2.
+            n = if bytes == 1 { rng.pick(&[0, 1, 2, 4, 5, 6]) } else { rng.pick(&[0, 1, 2]) };
+        }
         if want.bits == 16 && bytes > 1 && n == 4 {
             // The upper half of the stack pointer is the host's.
             n = 0;
@@ -377,14 +381,14 @@ pub fn settle(insn: &mut Instruction, regs: &mut Regs, rng: &mut Rng) {
 const INTEGER: &[Mnemonic] = {
     use Mnemonic::*;
     &[
-        Mov, Movzx, Movsx, Movsxd, Lea, Add, Sub, Adc, Sbb, And, Or, Xor, Cmp, Test, Inc, Dec, Neg,
-        Not, Push, Pop, Shl, Sal, Shr, Sar, Rol, Ror, Rcl, Rcr, Shld, Shrd, Shlx, Shrx, Sarx, Rorx,
-        Imul, Mul, Div, Idiv, Mulx, Xchg, Xadd, Cmpxchg, Cmpxchg8b, Cmpxchg16b, Bswap, Movbe, Bt,
-        Bts, Btr, Btc, Bsf, Bsr, Lzcnt, Tzcnt, Popcnt, Andn, Blsi, Blsr, Blsmsk, Bextr, Bzhi, Pdep,
-        Pext, Adcx, Adox, Crc32, Cbw, Cwde, Cdqe, Cwd, Cdq, Cqo, Lahf, Sahf, Clc, Stc, Cmc, Cld,
-        Xlatb, Nop, Leave, Pusha, Pushad, Popa, Popad, Daa, Das, Aaa, Aas, Aam, Aad, Salc, Arpl,
-        Movsb, Movsw, Movsd, Movsq, Stosb, Stosw, Stosd, Stosq, Lodsb, Lodsw, Lodsd, Lodsq, Scasb,
-        Scasw, Scasd, Scasq, Cmpsb, Cmpsw, Cmpsd, Cmpsq,
+        Mov, Movzx, Movsx, Movsxd, Movnti, Lea, Add, Sub, Adc, Sbb, And, Or, Xor, Cmp, Test, Inc,
+        Dec, Neg, Not, Push, Pop, Shl, Sal, Shr, Sar, Rol, Ror, Rcl, Rcr, Shld, Shrd, Shlx, Shrx,
+        Sarx, Rorx, Imul, Mul, Div, Idiv, Mulx, Xchg, Xadd, Cmpxchg, Cmpxchg8b, Cmpxchg16b, Bswap,
+        Movbe, Bt, Bts, Btr, Btc, Bsf, Bsr, Lzcnt, Tzcnt, Popcnt, Andn, Blsi, Blsr, Blsmsk, Bextr,
+        Bzhi, Pdep, Pext, Adcx, Adox, Crc32, Cbw, Cwde, Cdqe, Cwd, Cdq, Cqo, Lahf, Sahf, Clc, Stc,
+        Cmc, Cld, Xlatb, Nop, Leave, Pusha, Pushad, Popa, Popad, Daa, Das, Aaa, Aas, Aam, Aad,
+        Salc, Arpl, Movsb, Movsw, Movsd, Movsq, Stosb, Stosw, Stosd, Stosq, Lodsb, Lodsw, Lodsd,
+        Lodsq, Scasb, Scasw, Scasd, Scasq, Cmpsb, Cmpsw, Cmpsd, Cmpsq,
     ]
 };
 
@@ -402,9 +406,10 @@ pub fn is_integer(code: Code, bits: u32) -> bool {
     {
         return false;
     }
-    if code.cpuid_features().iter().any(|&f| {
+    let vector = code.cpuid_features().iter().any(|&f| {
         matches!(f, CpuidFeature::MMX | CpuidFeature::SSE | CpuidFeature::SSE2 | CpuidFeature::KNC)
-    }) {
+    });
+    if vector && code.mnemonic() != Mnemonic::Movnti {
         return false;
     }
     // On the oldest 80486 only, and test registers until then.

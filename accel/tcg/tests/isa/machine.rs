@@ -12,6 +12,7 @@ use tandem_jit::target::{
 };
 use tandem_tcg::accel::host_vectors;
 use tandem_tcg::env::Core;
+use tandem_tcg::exec::leave;
 use tandem_tcg::softmmu::{PAGE_SIZE, Slow, slow};
 use tandem_tcg::x86::bits::rflags;
 use tandem_tcg::x86::cpu::{self, global};
@@ -19,6 +20,7 @@ use tandem_tcg::x86::exception::Exception;
 use tandem_tcg::x86::helpers;
 use tandem_tcg::x86::mode::Mode;
 use tandem_tcg::x86::translate::{CodeFetch, FrontEnd, Limits, TbKey};
+use tandem_tcg::x86::x87::image::needs_care;
 use tandem_tcg::x86::{Env, flags};
 
 /// How a run ended.
@@ -85,7 +87,7 @@ extern "C" fn store(env: *mut Env, addr: u64, info: u32, value: u64) {
 
 extern "C" fn ptr(env: *mut Env, addr: u64, info: u32) -> u64 {
     let info = AccessInfo(info);
-    if info.access() & PTR_ALIGNED != 0 && addr % u64::from(info.size()) != 0 {
+    if info.access() & PTR_ALIGNED != 0 && !addr.is_multiple_of(u64::from(info.size())) {
         // SAFETY: generated code's own Env.
         return helpers::raise(unsafe { &mut *env }, Exception::gp(0));
     }
@@ -98,6 +100,11 @@ extern "C" fn ptr(env: *mut Env, addr: u64, info: u32) -> u64 {
 }
 
 extern "C" fn ptr_end(_: *mut Env) {}
+
+extern "C" fn x87_image(env: *mut Env) {
+    // SAFETY: generated code's own Env.
+    unsafe { &mut *env }.make_x87_image();
+}
 
 extern "C" fn lookup(_: *mut Env, _: u64) -> u64 {
     0
@@ -123,6 +130,8 @@ pub fn target() -> Target {
             ptr: ptr as *const () as usize,
             ptr_end: ptr_end as *const () as usize,
             lookup: lookup as *const () as usize,
+            refused: lookup as *const () as usize,
+            x87_image: x87_image as *const () as usize,
         },
     }
 }
@@ -211,6 +220,8 @@ impl Machine {
             s.limit = if small { DATA_LEN as u32 - 1 } else { u32::MAX };
         }
         env.set_eflags(regs.flags, rflags::ARITH | rflags::DF);
+        let mut mode = mode;
+        mode.set(Mode::X87_CARE, needs_care(&env.cpu));
         env.core.mode = mode.bits();
         self.backend.reset();
         let mut compiler = self.backend.compiler();
@@ -245,6 +256,11 @@ impl Machine {
                     self.env().core.fault = 0;
                     return self.outcome(End::Divide);
                 }
+                leave::X87 => {
+                    self.env().take_care_of_x87();
+                    mode |= Mode::X87_CARE;
+                    self.env().core.mode = mode.bits();
+                }
                 other => return self.outcome(End::Left(other)),
             }
         }
@@ -264,6 +280,7 @@ impl Machine {
 
     fn outcome(&mut self, end: End) -> Outcome {
         let env = self.env();
+        env.x87_sync();
         let flags = flags::compute(&env.cpu.cc) | env.eflags() & rflags::DF;
         Outcome { regs: Regs { gpr: env.cpu.gpr, flags }, rip: env.cpu.rip, end }
     }

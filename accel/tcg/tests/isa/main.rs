@@ -8,6 +8,8 @@ mod native;
 mod rng;
 
 #[cfg(target_arch = "x86_64")]
+mod blocks;
+#[cfg(target_arch = "x86_64")]
 mod every_form;
 #[cfg(target_arch = "x86_64")]
 mod faults;
@@ -23,5 +25,7 @@ mod show;
 mod speed;
 #[cfg(target_arch = "x86_64")]
 mod vector;
+#[cfg(target_arch = "x86_64")]
+mod whole;
 #[cfg(target_arch = "x86_64")]
 mod x87;

@@ -52,7 +52,7 @@ fn pool() -> Vec<Code> {
 }
 
 /// Instructions common in real code, to make their combinations likely.
-const COMMON: [Code; 24] = [
+pub const COMMON: [Code; 24] = [
     Code::Add_r32_rm32,
     Code::Add_rm64_r64,
     Code::Sub_r64_rm64,

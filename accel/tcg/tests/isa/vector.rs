@@ -13,6 +13,7 @@ use iced_x86::{
 use tandem_jit::target::VecState;
 use tandem_tcg::x86::exception::Exception;
 use tandem_tcg::x86::mode::Mode;
+use tandem_tcg::x86::translate::host_has;
 
 const REPEATS: usize = 12;
 /// Where RBX points.
@@ -20,9 +21,11 @@ const BASE: u64 = DATA + 0x1000;
 
 /// Vector state.
 #[derive(Clone, PartialEq, Eq)]
-struct Vectors {
-    zmm: [[u8; 64]; 32],
-    k: [u64; 8],
+pub struct Vectors {
+    /// ZMM0–31.
+    pub zmm: [[u8; 64]; 32],
+    /// k0–k7.
+    pub k: [u64; 8],
     mxcsr: u32,
     /// MMX registers.
     mm: [u64; 8],
@@ -39,7 +42,7 @@ const GPR_OUT: u64 = 0x100;
 const MM: u64 = 0x180;
 const ZMM: u64 = 0x400;
 
-fn width() -> VecState {
+pub fn width() -> VecState {
     if is_x86_feature_detected!("avx512bw") {
         VecState::Zmm
     } else if is_x86_feature_detected!("avx") {
@@ -218,7 +221,7 @@ fn get_vectors(m: &mut Machine) -> Vectors {
 }
 
 /// Whether the form is one under test on this host.
-fn is_vector(code: Code) -> bool {
+pub fn is_vector(code: Code) -> bool {
     use Mnemonic as M;
     let op = code.op_code();
     if !op.is_instruction() || !op.mode64() {
@@ -227,45 +230,11 @@ fn is_vector(code: Code) -> bool {
     // What the translator takes for a vector instruction: it names a vector, mask or MMX register.
     let names = op.op_kinds().iter().any(|k| is_vec(*k) || is_mask(*k) || is_mm(*k));
     let control = matches!(code.mnemonic(), M::Vzeroupper | M::Vzeroall);
-    let host = code.cpuid_features().iter().all(|&f| has_feature(f));
+    let host = code.cpuid_features().iter().all(|&f| host_has(f));
     (names || control)
         && host
         && !matches!(op.encoding(), EncodingKind::XOP | EncodingKind::D3NOW)
         && !is_vsib(op)
-}
-
-fn has_feature(f: iced_x86::CpuidFeature) -> bool {
-    use iced_x86::CpuidFeature as F;
-    match f {
-        F::MMX | F::SSE | F::SSE2 => true,
-        F::SSE3 => is_x86_feature_detected!("sse3"),
-        F::SSSE3 => is_x86_feature_detected!("ssse3"),
-        F::SSE4_1 => is_x86_feature_detected!("sse4.1"),
-        F::SSE4_2 => is_x86_feature_detected!("sse4.2"),
-        F::AES => is_x86_feature_detected!("aes"),
-        F::PCLMULQDQ => is_x86_feature_detected!("pclmulqdq"),
-        F::SHA => is_x86_feature_detected!("sha"),
-        F::GFNI => is_x86_feature_detected!("gfni"),
-        F::AVX => is_x86_feature_detected!("avx"),
-        F::AVX2 => is_x86_feature_detected!("avx2"),
-        F::F16C => is_x86_feature_detected!("f16c"),
-        F::FMA => is_x86_feature_detected!("fma"),
-        F::VAES => is_x86_feature_detected!("vaes"),
-        F::VPCLMULQDQ => is_x86_feature_detected!("vpclmulqdq"),
-        F::AVX512F => is_x86_feature_detected!("avx512f"),
-        F::AVX512VL => is_x86_feature_detected!("avx512vl"),
-        F::AVX512BW => is_x86_feature_detected!("avx512bw"),
-        F::AVX512DQ => is_x86_feature_detected!("avx512dq"),
-        F::AVX512CD => is_x86_feature_detected!("avx512cd"),
-        F::AVX512_IFMA => is_x86_feature_detected!("avx512ifma"),
-        F::AVX512_VBMI => is_x86_feature_detected!("avx512vbmi"),
-        F::AVX512_VBMI2 => is_x86_feature_detected!("avx512vbmi2"),
-        F::AVX512_VNNI => is_x86_feature_detected!("avx512vnni"),
-        F::AVX512_BITALG => is_x86_feature_detected!("avx512bitalg"),
-        F::AVX512_VPOPCNTDQ => is_x86_feature_detected!("avx512vpopcntdq"),
-        F::AVX512_BF16 => is_x86_feature_detected!("avx512bf16"),
-        _ => false,
-    }
 }
 
 fn is_vec(k: OpCodeOperandKind) -> bool {
@@ -316,7 +285,7 @@ fn is_vsib(op: &OpCodeInfo) -> bool {
 
 /// What to build: memory operand, and (EVEX) mask, zeroing, broadcast, rounding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Want {
+pub struct Want {
     memory: bool,
     mask: bool,
     broadcast: bool,
@@ -343,21 +312,26 @@ fn set_memory(insn: &mut Instruction, i: u32, rng: &mut Rng, size: usize) {
     insn.set_memory_displacement64(disp);
 }
 
-fn build(code: Code, want: Want, rng: &mut Rng) -> Option<Instruction> {
+/// An instruction of form `code` in code of size `bits`, 32 or 64.
+pub fn build(code: Code, want: Want, bits: u32, rng: &mut Rng) -> Option<Instruction> {
     use OpCodeOperandKind as K;
     let op = code.op_code();
-    let evex = op.encoding() == EncodingKind::EVEX;
     let mut insn = Instruction::default();
     insn.set_code(code);
-    let vecs = if evex { 32 } else { 16 };
+    let vecs = vector_registers(op, bits);
+    // Not RBX, which points into the data, nor RSP.
+    let (gpr32, gpr64, gprs) = match bits {
+        64 => (Register::R8D, Register::R8, 8),
+        _ => (Register::EAX, Register::RAX, 3),
+    };
     let size = if want.broadcast { op.broadcast_memory_size() } else { op.memory_size() };
     let mut used_memory = false;
     for i in 0..op.op_count() {
         let kind = op.op_kind(i);
         let (first, n, or_mem) = match kind {
             K::xmm_reg | K::xmm_rm | K::xmm_vvvv => (Register::XMM0, vecs, false),
-            K::xmm_is4 => (Register::XMM0, 16, false),
-            K::ymm_is4 => (Register::YMM0, 16, false),
+            K::xmm_is4 => (Register::XMM0, vecs.min(16), false),
+            K::ymm_is4 => (Register::YMM0, vecs.min(16), false),
             K::xmm_or_mem => (Register::XMM0, vecs, true),
             K::ymm_reg | K::ymm_rm | K::ymm_vvvv => (Register::YMM0, vecs, false),
             K::ymm_or_mem => (Register::YMM0, vecs, true),
@@ -368,11 +342,10 @@ fn build(code: Code, want: Want, rng: &mut Rng) -> Option<Instruction> {
             K::k_or_mem => (Register::K0, 8, true),
             K::mm_reg | K::mm_rm => (Register::MM0, 8, false),
             K::mm_or_mem => (Register::MM0, 8, true),
-            // Not RBX, which points into the data, nor RSP.
-            K::r32_reg | K::r32_rm => (Register::R8D, 8, false),
-            K::r64_reg | K::r64_rm => (Register::R8, 8, false),
-            K::r32_or_mem => (Register::R8D, 8, true),
-            K::r64_or_mem => (Register::R8, 8, true),
+            K::r32_reg | K::r32_rm => (gpr32, gprs, false),
+            K::r64_reg | K::r64_rm => (gpr64, gprs, false),
+            K::r32_or_mem => (gpr32, gprs, true),
+            K::r64_or_mem => (gpr64, gprs, true),
             K::mem => {
                 set_memory(&mut insn, i, rng, size.size());
                 used_memory = true;
@@ -384,7 +357,8 @@ fn build(code: Code, want: Want, rng: &mut Rng) -> Option<Instruction> {
                 continue;
             }
             K::seg_rDI => {
-                insn.set_op_kind(i, OpKind::MemorySegRDI);
+                let edi = if bits == 64 { OpKind::MemorySegRDI } else { OpKind::MemorySegEDI };
+                insn.set_op_kind(i, edi);
                 continue;
             }
             // Implicit XMM0, which iced lists as an operand.
@@ -425,10 +399,23 @@ fn build(code: Code, want: Want, rng: &mut Rng) -> Option<Instruction> {
     if insn.zeroing_masking() && insn.op0_kind() == OpKind::Memory {
         insn.set_zeroing_masking(false);
     }
+    if used_memory && bits == 32 {
+        insn.set_memory_base(Register::EBX);
+        insn.set_memory_displ_size(4);
+    }
     Some(insn)
 }
 
-fn wants(code: Code) -> Vec<Want> {
+/// Number of vector registers that an instruction can name.
+fn vector_registers(op: &OpCodeInfo, bits: u32) -> u64 {
+    match (op.encoding(), bits) {
+        (_, 32) => 8,
+        (EncodingKind::EVEX, _) => 32,
+        _ => 16,
+    }
+}
+
+pub fn wants(code: Code) -> Vec<Want> {
     let op = code.op_code();
     let mut all = Vec::new();
     for memory in [false, true] {
@@ -449,7 +436,7 @@ fn wants(code: Code) -> Vec<Want> {
 }
 
 /// Random contents: bits, small integers, floating-point numbers of all kinds.
-fn random_vectors(rng: &mut Rng) -> Vectors {
+pub fn random_vectors(rng: &mut Rng) -> Vectors {
     let mut v = Vectors { zmm: [[0; 64]; 32], k: [0; 8], mxcsr: 0x1f80, mm: [0; 8] };
     let (n, bytes) = match width() {
         VecState::Zmm => (32, 64),
@@ -474,7 +461,7 @@ fn random_vectors(rng: &mut Rng) -> Vectors {
     v
 }
 
-fn fill(rng: &mut Rng, bytes: &mut [u8]) {
+pub fn fill(rng: &mut Rng, bytes: &mut [u8]) {
     let kind = rng.below(4);
     for chunk in bytes.chunks_mut(8) {
         let v = match kind {
@@ -562,7 +549,7 @@ fn every_form(m: &mut Machine, only: impl Fn(Code) -> bool) -> usize {
         for want in wants(code) {
             let mut seen = false;
             for _ in 0..REPEATS {
-                let Some(insn) = build(code, want, &mut rng) else { break };
+                let Some(insn) = build(code, want, 64, &mut rng) else { break };
                 let mut e = Encoder::new(64);
                 if let Err(why) = e.encode(&insn, START) {
                     if std::env::var_os("ISA_TRACE").is_some() {
@@ -620,37 +607,32 @@ fn jit_after_passes() {
     every_form(&mut Machine::jit(true), |_| true);
 }
 
-/// A gather or scatter with small indexes, so that all its elements are data.
-fn build_indexed(code: Code, rng: &mut Rng) -> Option<(Instruction, Vectors)> {
+/// A gather or scatter, and its vector of indexes.
+pub fn build_indexed_insn(code: Code, bits: u32, rng: &mut Rng) -> Option<(Instruction, Register)> {
     use OpCodeOperandKind as K;
     let op = code.op_code();
     let evex = op.encoding() == EncodingKind::EVEX;
     let mut insn = Instruction::default();
     insn.set_code(code);
-    let mut free: Vec<u32> = (0..if evex { 32 } else { 16 }).collect();
+    let mut free: Vec<u32> = (0..vector_registers(op, bits) as u32).collect();
     let mut take = |rng: &mut Rng| free.swap_remove(rng.below(free.len() as u64) as usize);
-    let mut index = 0;
-    let mut wide = false;
+    let mut index = Register::None;
     for i in 0..op.op_count() {
         let first = match op.op_kind(i) {
             K::xmm_reg | K::xmm_vvvv => Register::XMM0,
             K::ymm_reg | K::ymm_vvvv => Register::YMM0,
             K::zmm_reg | K::zmm_vvvv => Register::ZMM0,
             k => {
-                let (bank, is_wide) = match k {
-                    K::mem_vsib32x => (Register::XMM0, false),
-                    K::mem_vsib64x => (Register::XMM0, true),
-                    K::mem_vsib32y => (Register::YMM0, false),
-                    K::mem_vsib64y => (Register::YMM0, true),
-                    K::mem_vsib32z => (Register::ZMM0, false),
-                    K::mem_vsib64z => (Register::ZMM0, true),
+                let bank = match k {
+                    K::mem_vsib32x | K::mem_vsib64x => Register::XMM0,
+                    K::mem_vsib32y | K::mem_vsib64y => Register::YMM0,
+                    K::mem_vsib32z | K::mem_vsib64z => Register::ZMM0,
                     _ => return None,
                 };
-                wide = is_wide;
-                index = take(rng);
+                index = bank + take(rng);
                 insn.set_op_kind(i, OpKind::Memory);
                 insn.set_memory_base(Register::RBX);
-                insn.set_memory_index(bank + index);
+                insn.set_memory_index(index);
                 insn.set_memory_index_scale(rng.pick(&[1, 2, 4, 8]));
                 insn.set_memory_displ_size(8);
                 insn.set_memory_displacement64(rng.below(0x200));
@@ -663,8 +645,20 @@ fn build_indexed(code: Code, rng: &mut Rng) -> Option<(Instruction, Vectors)> {
     if evex {
         insn.set_op_mask(Register::K1 + rng.below(7) as u32);
     }
+    Some((insn, index))
+}
+
+/// A gather or scatter with small indexes, so that all its elements are data.
+fn build_indexed(code: Code, rng: &mut Rng) -> Option<(Instruction, Vectors)> {
+    use OpCodeOperandKind as K;
+    let (insn, index) = build_indexed_insn(code, 64, rng)?;
+    let wide = code
+        .op_code()
+        .op_kinds()
+        .iter()
+        .any(|k| matches!(k, K::mem_vsib64x | K::mem_vsib64y | K::mem_vsib64z));
     let mut v = random_vectors(rng);
-    let reg = &mut v.zmm[index as usize];
+    let reg = &mut v.zmm[index.number()];
     let live = if width() == VecState::Zmm { 64 } else { 32 };
     for (n, chunk) in reg[..live].chunks_mut(if wide { 8 } else { 4 }).enumerate() {
         let i = rng.below(0x180) as i64 - 0xc0 + n as i64;
@@ -674,21 +668,23 @@ fn build_indexed(code: Code, rng: &mut Rng) -> Option<(Instruction, Vectors)> {
     Some((insn, v))
 }
 
+/// Whether the form is a gather or scatter under test on this host.
+pub fn is_indexed(code: Code) -> bool {
+    let op = code.op_code();
+    let prefetch = format!("{code:?}").contains("erpf");
+    op.is_instruction()
+        && op.mode64()
+        && !prefetch
+        && is_vsib(op)
+        && code.cpuid_features().iter().all(|&f| host_has(f))
+}
+
 fn indexed_forms(m: &mut Machine) -> usize {
     let mut guard = Arena::lock();
     let _ = guard.as_mut();
     let mut rng = Rng::new(11);
     let mut forms = 0;
-    let known = |c: &Code| {
-        let op = c.op_code();
-        let prefetch = format!("{c:?}").contains("erpf");
-        op.is_instruction()
-            && op.mode64()
-            && !prefetch
-            && is_vsib(op)
-            && c.cpuid_features().iter().all(|&f| has_feature(f))
-    };
-    for code in Code::values().filter(known) {
+    for code in Code::values().filter(|&c| is_indexed(c)) {
         for round in 0..2 * REPEATS {
             let Some((insn, v)) = build_indexed(code, &mut rng) else { break };
             let mut e = Encoder::new(64);

@@ -18,12 +18,15 @@ const BASE: u64 = DATA + 0x1000;
 
 /// What FXSAVE stores of the unit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Unit {
-    cw: u16,
-    sw: u16,
+pub struct Unit {
+    /// Control word.
+    pub cw: u16,
+    /// Status word.
+    pub sw: u16,
     /// Bit n set: physical register n is in use.
-    tags: u8,
-    st: [[u8; 10]; 8],
+    pub tags: u8,
+    /// ST(0)–ST(7).
+    pub st: [[u8; 10]; 8],
 }
 
 const GPR_IN: u64 = 0;
@@ -143,7 +146,7 @@ fn get(m: &mut Machine) -> Unit {
     u
 }
 
-fn is_x87(code: Code) -> bool {
+pub fn is_x87(code: Code) -> bool {
     let op = code.op_code();
     let fpu = code
         .cpuid_features()
@@ -161,7 +164,7 @@ fn is_x87(code: Code) -> bool {
     op.is_instruction() && op.mode64() && fpu && !op.fwait() && code.mnemonic() != Mnemonic::Wait
 }
 
-fn build(code: Code, rng: &mut Rng) -> Option<Instruction> {
+pub fn build(code: Code, rng: &mut Rng) -> Option<Instruction> {
     use OpCodeOperandKind as K;
     let op = code.op_code();
     let mut insn = Instruction::default();
@@ -194,7 +197,7 @@ fn build(code: Code, rng: &mut Rng) -> Option<Instruction> {
 }
 
 /// An 80-bit number of any class, often one that meets others of its kind.
-fn number(rng: &mut Rng) -> [u8; 10] {
+pub fn number(rng: &mut Rng) -> [u8; 10] {
     let sign = (rng.below(2) as u16) << 15;
     let (sig, exp) = match rng.below(14) {
         0 => (0, 0),
@@ -220,7 +223,7 @@ fn number(rng: &mut Rng) -> [u8; 10] {
     r
 }
 
-fn unit(rng: &mut Rng) -> Unit {
+pub fn unit(rng: &mut Rng) -> Unit {
     let mut cw = 0x37f;
     if rng.one_in(2) {
         cw = 0x40 | (rng.bits() as u16 & 0xf3f);

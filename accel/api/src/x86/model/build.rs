@@ -331,8 +331,9 @@ impl Builder<'_> {
             t.set(0x8000_000a, self.platform.supported.query(0x8000_000a, 0));
         }
         let eax = f.reg(0x8000_0021, 0, Reg::Eax);
-        if amd && eax != 0 {
-            t.set(0x8000_0021, Regs { eax, ..Regs::default() });
+        let ecx = f.reg(0x8000_0021, 0, Reg::Ecx);
+        if amd && (eax, ecx) != (0, 0) {
+            t.set(0x8000_0021, Regs { eax, ecx, ..Regs::default() });
         }
     }
 
@@ -365,7 +366,9 @@ impl Builder<'_> {
             0 => PHYS_BITS,
             n => n,
         };
-        let own = if self.host_like { stated } else { stated.min(PHYS_BITS) };
+        // More would only cost: UEFI firmware builds page tables for all of it, and without 1 GiB
+        // pages they do not fit into memory.
+        let own = stated.min(PHYS_BITS);
         let phys = self.spec.phys_bits.map_or(own, u32::from);
         let linear = if self.has("la57") { 57 } else { 48 };
         let topo = &self.platform.topology;

@@ -96,6 +96,18 @@ const SYSTEM_WISHES: &[&str] =
 const QEMU64_WISHES: &[&str] = &["pni", "cx16", "lahf-lm"];
 const XSAVE_WISHES: &[&str] = &["xsaveopt", "xsavec", "xgetbv1"];
 
+impl Model {
+    /// The features that it has of need; those that `max` and `host` have follow the accelerator.
+    pub fn needs(&self) -> Vec<Feature> {
+        match self.base {
+            Base::Listed { needs, .. } => {
+                needs.iter().flat_map(|l| l.iter()).map(|n| super::feature::known(n)).collect()
+            }
+            Base::All => Vec::new(),
+        }
+    }
+}
+
 static MODELS: &[Model] = &[
     Model { name: "max", about: "all that the accelerator can give", base: Base::All },
     Model {

@@ -283,6 +283,8 @@ pub enum Convert {
 
 /// The status flags of MXCSR.
 const STATUS: u32 = 0x3f;
+/// Those found before the operation is done: invalid, denormal, division by zero.
+const EARLY: u32 = 0x07;
 
 /// Conversion `op & 0xff` ([`Convert`]). To floating point: of `lo` into vector register `op >> 8`;
 /// from floating point: of `lo` and `hi`, returning the two integers. Raises #XM for an exception
@@ -297,8 +299,10 @@ pub extern "C" fn mmx_convert(env: *mut Env, op: u64, lo: u64, hi: u64) -> u64 {
         return raise(env, Exception::UD);
     };
     let raised = after & STATUS;
-    env.core.mxcsr |= raised;
-    if raised & !(mxcsr >> 7) & STATUS != 0 {
+    let trapped = raised & !(mxcsr >> 7) & STATUS;
+    // An unmasked exception found early hides those that the result would have raised.
+    env.core.mxcsr |= if trapped & EARLY != 0 { raised & EARLY } else { raised };
+    if trapped != 0 {
         let osxmmexcpt = env.cpu.cr4 & crate::x86::bits::cr4::OSXMMEXCPT != 0;
         let e = if osxmmexcpt { Exception::plain(vector::XM) } else { Exception::UD };
         return raise(env, e);

@@ -115,6 +115,7 @@ helpers! {
 
     // ---- system ----
     SEG_CHECK = segment::seg_check, FAULT;
+    ARPL = segment::arpl, FAULT;
     LOAD_SEG = system::load_seg, SYSTEM;
     FAR_JMP = system::far_jmp, SYSTEM;
     FAR_CALL = system::far_call, SYSTEM;
@@ -180,8 +181,6 @@ helpers! {
     PCMPSTR = pcmpstr::pcmpstr, VECTOR_READ;
     GATHER = vector::gather, VECTOR_FAULT_READ;
     GET_XMM = vector::get_xmm, VECTOR;
-    MASK_END = vector::mask_end, FAULT;
-    MASK_PTR = vector::mask_ptr, FAULT;
     MASKMOVDQU = vector::maskmovdqu, VECTOR_FAULT;
     SCATTER = vector::scatter, VECTOR_FAULT_READ;
     SET_XMM_LOW = vector::set_xmm_low, VECTOR;
@@ -194,6 +193,7 @@ helpers! {
     FXRSTOR = x87::fxrstor, VECTOR_FAULT_READ;
     FXSAVE = x87::fxsave, VECTOR_FAULT_READ;
     X87 = x87::x87, PURE;
+    X87_SYNC = x87::x87_sync, PURE;
     X87_COMPARE_FLAGS = x87::x87_compare_flags, PURE;
     X87_LOAD_80 = x87::x87_load_80, PURE;
     X87_STORE = x87::x87_store, FAULT;

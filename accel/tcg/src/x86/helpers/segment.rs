@@ -14,6 +14,26 @@ pub extern "C" fn seg_check(env: *mut Env, what: u64, offset: u64, size: u64) ->
     check(env, n, what as u8, offset, size).unwrap_or_else(|e| raise(env, e))
 }
 
+/// ARPL with its destination in memory, at `offset` in segment `what & 0xff`, by the MMU index above:
+/// the new ZF. Memory is written only if it changes.
+pub extern "C" fn arpl(env: *mut Env, what: u64, offset: u64, src: u64) -> u64 {
+    // SAFETY: as above.
+    let env = unsafe { &mut *env };
+    let n = (what as usize & 0xff).min(seg::GS);
+    let mmu = (what >> 8) as u8;
+    let run = |env: &mut Env| {
+        let old = env.read_u16(check(env, n, PTR_READ, offset, 2)?, mmu)?;
+        let rpl = src as u16 & 3;
+        if old & 3 >= rpl {
+            return Ok(0);
+        }
+        let to = check(env, n, PTR_READ | PTR_WRITE, offset, 2)?;
+        env.write_u16(to, old & !3 | rpl, mmu)?;
+        Ok(1)
+    };
+    run(env).unwrap_or_else(|e| raise(env, e))
+}
+
 /// Checks an access of `size` bytes at `offset` in segment `n` against limit and type (SDM vol. 3
 /// §5.3, §5.5); `access` is [`PTR_READ`] | [`PTR_WRITE`]. Returns the linear address.
 ///

@@ -5,6 +5,7 @@
 //! RDI are as the architecture says (SDM vol. 2, REP), so that a fault is precise. Elements go
 //! through host pointers where both pages are plain RAM, else one by one through the slow path.
 
+use super::fault::misaligned;
 use super::{raise, segment};
 use crate::x86::Env;
 use crate::x86::cpu::CcState;
@@ -39,6 +40,8 @@ pub struct Info {
     pub repeat: bool,
     /// REPNE: SCAS and CMPS stop at the first equal pair, not the first different one.
     pub until_equal: bool,
+    /// Alignment is checked.
+    pub checked: bool,
 }
 
 fn width(code: u64) -> Width {
@@ -61,6 +64,7 @@ impl Info {
             | u64::from(self.segmented) << 13
             | u64::from(self.repeat) << 14
             | u64::from(self.until_equal) << 15
+            | u64::from(self.checked) << 16
     }
 
     fn unpack(v: u64) -> Info {
@@ -73,6 +77,7 @@ impl Info {
             segmented: v >> 13 & 1 != 0,
             repeat: v >> 14 & 1 != 0,
             until_equal: v >> 15 & 1 != 0,
+            checked: v >> 16 & 1 != 0,
         }
     }
 }
@@ -117,6 +122,15 @@ impl<'a> Run<'a> {
 
     /// Linear address of the element at register `r` in segment `segment`.
     fn linear(&mut self, segment: usize, r: usize, access: u8) -> Result<u64, Exception> {
+        let linear = self.linear_unaligned(segment, r, access)?;
+        if self.i.checked && linear & (self.size - 1) != 0 {
+            let write = access & PTR_WRITE != 0;
+            return Err(misaligned(self.env, linear, self.size, write, self.i.mmu_idx));
+        }
+        Ok(linear)
+    }
+
+    fn linear_unaligned(&mut self, segment: usize, r: usize, access: u8) -> Result<u64, Exception> {
         let offset = self.get(r);
         if self.i.segmented {
             return segment::check(self.env, segment, access, offset, self.size);
@@ -455,7 +469,7 @@ pub extern "C" fn ins(env: *mut Env, info: u64) -> u64 {
         s.env.probe_write(to, s.size, s.i.mmu_idx)?;
         let mut data = [0; 8];
         let port = s.env.cpu.gpr[gpr::RDX] as u16;
-        s.env.vcpu().bus.pio_read(port, &mut data[..s.size as usize]);
+        s.env.vcpu().pio_read(port, &mut data[..s.size as usize]);
         s.write(to, u64::from_le_bytes(data))?;
         s.spend(SLOW);
         s.advance(gpr::RDI, 1);
@@ -473,7 +487,8 @@ pub extern "C" fn outs(env: *mut Env, info: u64) -> u64 {
         let from = s.linear(source, gpr::RSI, PTR_READ)?;
         let v = s.read(from)?;
         let port = s.env.cpu.gpr[gpr::RDX] as u16;
-        s.env.vcpu().bus.pio_write(port, &v.to_le_bytes()[..s.size as usize]);
+        s.env.vcpu().pio_write(port, &v.to_le_bytes()[..s.size as usize]);
+        s.env.follow_memory_map();
         s.spend(SLOW);
         s.advance(gpr::RSI, 1);
         s.done(1);
@@ -499,6 +514,7 @@ mod tests {
         segmented: false,
         repeat: true,
         until_equal: false,
+        checked: false,
     };
 
     /// A bench in 64-bit mode with these RCX, RSI and RDI.

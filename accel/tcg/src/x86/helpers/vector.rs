@@ -2,8 +2,9 @@
 
 use super::raise;
 use super::segment::seg_check;
+use crate::env::MASKED;
 use crate::x86::Env;
-use crate::x86::exception::Exception;
+use crate::x86::exception::{Exception, vector};
 use crate::x86::mode::Mode;
 use crate::x86::paging::Access;
 use tandem_jit::ir::{PTR_READ, PTR_WRITE};
@@ -28,7 +29,7 @@ pub extern "C" fn set_xmm_low(env: *mut Env, reg: u64, v: u64) -> u64 {
 }
 
 /// A memory operand of which only some elements are accessed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Masked {
     /// log2 of the operand's size in bytes, at most 6.
     pub log2: u8,
@@ -36,10 +37,15 @@ pub struct Masked {
     pub elem_log2: u8,
     /// It is written, not read.
     pub write: bool,
-    /// All of it is accessed if any element is active (one memory element for several).
-    pub any: bool,
+    /// Its elements are repeated: each is accessed if any of its copies is active.
+    pub repeated: bool,
     /// The first elements are accessed, as many as are active.
     pub compressed: bool,
+    /// If any element is active, an address that is not a multiple of the operand's size raises
+    /// #GP(0).
+    pub aligned: bool,
+    /// Elements are checked for alignment (#AC).
+    pub checked: bool,
     /// MMU index.
     pub mmu_idx: u8,
 }
@@ -51,8 +57,10 @@ impl Masked {
             | u64::from(self.elem_log2) << 8
             | u64::from(self.mmu_idx) << 16
             | u64::from(self.write) << 24
-            | u64::from(self.any) << 25
+            | u64::from(self.repeated) << 25
             | u64::from(self.compressed) << 26
+            | u64::from(self.aligned) << 27
+            | u64::from(self.checked) << 28
     }
 
     fn unpack(w: u64) -> Masked {
@@ -61,8 +69,10 @@ impl Masked {
             elem_log2: ((w >> 8) as u8).min(6),
             mmu_idx: (w >> 16) as u8,
             write: w >> 24 & 1 != 0,
-            any: w >> 25 & 1 != 0,
+            repeated: w >> 25 & 1 != 0,
             compressed: w >> 26 & 1 != 0,
+            aligned: w >> 27 & 1 != 0,
+            checked: w >> 28 & 1 != 0,
         }
     }
 
@@ -70,8 +80,8 @@ impl Masked {
     fn active(self, bits: u64) -> u64 {
         let n = 1u32 << self.log2.saturating_sub(self.elem_log2);
         let all = u64::MAX >> (64 - n.min(64));
-        if self.any {
-            if bits != 0 { all } else { 0 }
+        if self.repeated {
+            (0..64).step_by(n as usize).fold(0, |a, i| a | bits >> i) & all
         } else if self.compressed {
             let ones = (bits & all).count_ones();
             if ones == 0 { 0 } else { u64::MAX >> (64 - ones) }
@@ -90,30 +100,26 @@ fn elements(active: u64) -> impl Iterator<Item = u64> {
     })
 }
 
-/// A host pointer for the memory operand at `addr` that `what` ([`Masked`]) describes, under the mask
-/// `bits`. Faults only for active elements. A store must be followed by [`mask_end`].
-pub extern "C" fn mask_ptr(env: *mut Env, addr: u64, what: u64, bits: u64) -> u64 {
-    // SAFETY: as in `get_xmm`.
-    let env = unsafe { &mut *env };
-    match masked_pointer(env, addr, Masked::unpack(what), bits) {
-        Ok(p) => p as u64,
-        Err(e) => raise(env, e),
-    }
-}
-
-fn masked_pointer(env: &mut Env, addr: u64, m: Masked, bits: u64) -> Result<*mut u8, Exception> {
-    env.cpu.masked_store = false;
+/// A host pointer for the memory operand at `addr` that `masked_what` ([`Masked`]) describes, under
+/// the mask `masked_bits`. Faults only for active elements. A store that goes to the bounce buffer
+/// leaves [`MASKED`], and [`masked_end`] follows it.
+pub fn masked_pointer(env: &mut Env, addr: u64) -> Result<u64, Exception> {
+    let (m, bits) = (Masked::unpack(env.cpu.masked_what), env.cpu.masked_bits);
     let active = m.active(bits);
     let access = if m.write { Access::Write } else { Access::Read };
     let size = 1u64 << m.log2;
-    if active != 0 && addr & 0xfff <= 0x1000 - size {
+    if active != 0 && m.aligned && addr & (size - 1) != 0 {
+        return Err(Exception::gp(0));
+    }
+    let elem = 1usize << m.elem_log2;
+    let misaligned = m.checked && addr & (elem as u64 - 1) != 0;
+    if active != 0 && addr & 0xfff <= 0x1000 - size && !misaligned {
         // On one page: it is accessible or the first active element faults.
         let at = u64::from(active.trailing_zeros()) << m.elem_log2;
         if let Some(p) = env.host_page(addr.wrapping_add(at), access, m.mmu_idx)? {
-            return Ok(p.wrapping_sub(at as usize));
+            return Ok(p.wrapping_sub(at as usize) as u64);
         }
     }
-    let elem = 1usize << m.elem_log2;
     for n in elements(active) {
         let at = (n as usize) << m.elem_log2;
         let from = addr.wrapping_add(at as u64);
@@ -125,28 +131,27 @@ fn masked_pointer(env: &mut Env, addr: u64, m: Masked, bits: u64) -> Result<*mut
             env.core.bounce_buf.data[at..at + elem].copy_from_slice(&buf[..elem]);
         }
     }
-    env.cpu.masked_store = m.write;
-    Ok(env.core.bounce_buf.data.as_mut_ptr())
+    if active != 0 && misaligned {
+        // A page fault would have come first.
+        return Err(Exception::with_error(vector::AC, 0));
+    }
+    env.core.bounce_buf.addr = addr;
+    env.core.bounce = if m.write { MASKED } else { 0 };
+    Ok(env.core.bounce_buf.data.as_ptr() as u64)
 }
 
-/// Writes a buffered masked store back; the arguments are those of [`mask_ptr`].
-pub extern "C" fn mask_end(env: *mut Env, addr: u64, what: u64, bits: u64) -> u64 {
-    // SAFETY: as in `get_xmm`.
-    let env = unsafe { &mut *env };
-    if !std::mem::take(&mut env.cpu.masked_store) {
-        return 0;
-    }
-    let m = Masked::unpack(what);
+/// Writes a buffered masked store back.
+pub fn masked_end(env: &mut Env) -> Result<(), Exception> {
+    let (m, bits) = (Masked::unpack(env.cpu.masked_what), env.cpu.masked_bits);
+    let addr = env.core.bounce_buf.addr;
     let elem = 1usize << m.elem_log2;
     let data = env.core.bounce_buf.data;
     for n in elements(m.active(bits)) {
         let at = (n as usize) << m.elem_log2;
         let to = addr.wrapping_add(at as u64);
-        if let Err(e) = env.write_bytes(to, &data[at..at + elem], m.mmu_idx) {
-            return raise(env, e);
-        }
+        env.write_bytes(to, &data[at..at + elem], m.mmu_idx)?;
     }
-    0
+    Ok(())
 }
 
 /// MASKMOVDQU: stores the bytes of register `what & 0xff` whose mask byte in register
@@ -304,14 +309,16 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
     a
 }
 
-/// Gathers: `base` is the addresses' common part, `what` a [`Gather`]. Elements that were loaded
-/// before one that faults stay, with their mask bits cleared.
+/// Gathers: `base` is the addresses' common part, `what` a [`Gather`]. Elements before one that faults
+/// are done: loaded if they were active, their mask elements cleared.
 pub extern "C" fn gather(env: *mut Env, base: u64, what: u64) -> u64 {
     // SAFETY: as in `get_xmm`.
     let env = unsafe { &mut *env };
     let g = Gather::unpack(what);
+    let mut passed = 0u64;
     for n in 0..usize::from(g.count) {
         if !g.is_active(env, n) {
+            passed |= 1 << n;
             continue;
         }
         let size = 1usize << g.elem_log2;
@@ -323,7 +330,10 @@ pub extern "C" fn gather(env: *mut Env, base: u64, what: u64) -> u64 {
                     .copy_from_slice(&v.to_le_bytes()[..size]);
                 g.done(env, n);
             }
-            Err(e) => return raise(env, e),
+            Err(e) => {
+                (0..n).filter(|n| passed >> n & 1 != 0).for_each(|n| g.done(env, n));
+                return raise(env, e);
+            }
         }
     }
     g.finish(env, true);
@@ -363,8 +373,14 @@ mod tests {
 
     #[test]
     fn descriptions_survive_packing() {
-        let m =
-            Masked { log2: 6, elem_log2: 2, write: true, any: false, compressed: true, mmu_idx: 2 };
+        let m = Masked {
+            log2: 6,
+            elem_log2: 2,
+            write: true,
+            compressed: true,
+            mmu_idx: 2,
+            ..Masked::default()
+        };
         assert_eq!(Masked::unpack(m.pack()), m);
         let g = Gather {
             data: 31,
@@ -385,18 +401,12 @@ mod tests {
 
     #[test]
     fn active_elements() {
-        let m = Masked {
-            log2: 5,
-            elem_log2: 2,
-            write: false,
-            any: false,
-            compressed: false,
-            mmu_idx: 0,
-        };
+        let m = Masked { log2: 5, elem_log2: 2, ..Masked::default() };
         assert_eq!(m.active(0xff0f), 0x0f);
         assert_eq!(Masked { compressed: true, ..m }.active(0xa5), 0x0f);
-        assert_eq!(Masked { any: true, log2: 2, ..m }.active(0x8000), 1);
-        assert_eq!(Masked { any: true, ..m }.active(0), 0);
+        assert_eq!(Masked { repeated: true, log2: 2, ..m }.active(0x8000), 1);
+        assert_eq!(Masked { repeated: true, ..m }.active(0), 0);
+        assert_eq!(Masked { repeated: true, log2: 4, ..m }.active(0x120), 0b0011);
         assert_eq!(elements(0x8000_0000_0000_0101).collect::<Vec<_>>(), [0, 8, 63]);
         let bytes = Masked { log2: 6, elem_log2: 0, ..m };
         assert_eq!(bytes.active(u64::MAX), u64::MAX);
@@ -407,11 +417,9 @@ mod tests {
 
     fn run(b: &mut Bench, m: Masked, addr: u64, bits: u64) -> Result<*mut u8, Exception> {
         let env = b.env();
-        let p = mask_ptr(env, addr, m.pack(), bits);
-        if std::mem::take(&mut env.core.fault) != 0 {
-            return Err(env.cpu.exception);
-        }
-        Ok(p as *mut u8)
+        (env.cpu.masked_what, env.cpu.masked_bits) = (m.pack(), bits);
+        env.core.bounce = 0;
+        masked_pointer(env, addr).map(|p| p as *mut u8)
     }
 
     #[test]
@@ -419,14 +427,7 @@ mod tests {
         let mut b = Bench::new();
         b.long(0);
         b.poke(END - 16, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
-        let m = Masked {
-            log2: 5,
-            elem_log2: 2,
-            write: false,
-            any: false,
-            compressed: false,
-            mmu_idx: 1,
-        };
+        let m = Masked { log2: 5, elem_log2: 2, mmu_idx: 1, ..Masked::default() };
         // Eight elements, of which the first four exist.
         let p = run(&mut b, m, END - 16, 0b1101).unwrap();
         // SAFETY: the pointer is to 32 bytes, in memory or in the bounce buffer.
@@ -440,27 +441,21 @@ mod tests {
         // Nothing is accessed under an empty mask.
         assert!(run(&mut b, m, 1 << 40, 0).is_ok());
         assert!(run(&mut b, Masked { write: true, ..m }, 1 << 40, 0).is_ok());
-        assert_eq!(mask_end(b.env(), 1 << 40, Masked { write: true, ..m }.pack(), 0), 0);
+        assert_eq!(b.env().core.bounce, MASKED);
+        assert!(masked_end(b.env()).is_ok());
     }
 
     #[test]
     fn masked_stores_write_active_elements() {
         let mut b = Bench::new();
         b.long(0);
-        let m = Masked {
-            log2: 5,
-            elem_log2: 3,
-            write: true,
-            any: false,
-            compressed: false,
-            mmu_idx: 1,
-        };
+        let m = Masked { log2: 5, elem_log2: 3, write: true, mmu_idx: 1, ..Masked::default() };
         b.poke(END - 16, &[0xee; 16]);
         let p = run(&mut b, m, END - 16, 0b10).unwrap();
         // SAFETY: 32 bytes that the instruction may write.
         unsafe { std::ptr::write_bytes(p, 7, 32) };
-        mask_end(b.env(), END - 16, m.pack(), 0b10);
-        assert_eq!(b.env().core.fault, 0);
+        assert_eq!(b.env().core.bounce, MASKED);
+        masked_end(b.env()).unwrap();
         assert_eq!(b.peek64(END - 16), 0xeeee_eeee_eeee_eeee);
         assert_eq!(b.peek64(END - 8), 0x0707_0707_0707_0707);
         // A fault comes before anything is written.

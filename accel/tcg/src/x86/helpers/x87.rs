@@ -10,6 +10,7 @@ use crate::x86::x87::ops::{self, Source};
 use crate::x86::x87::{self, CW_FIXED, CW_MASK, F80};
 use crate::x86::xsave::{self, Save};
 use crate::x86::{Cpu, Env};
+use tandem_accel::x86::seg;
 
 /// What a computing instruction does; the argument `n` of [`Insn`] refines it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,10 +58,12 @@ pub enum Action {
     Rotate,
     /// FCMOVcc; the condition is in the operand.
     Move,
+    /// FNOP.
+    Nop,
 }
 
 /// The actions by number.
-const ACTIONS: [Action; 21] = [
+const ACTIONS: [Action; 22] = [
     Action::Load,
     Action::LoadSt,
     Action::Constant,
@@ -82,6 +85,7 @@ const ACTIONS: [Action; 21] = [
     Action::Free,
     Action::Rotate,
     Action::Move,
+    Action::Nop,
 ];
 
 /// A packed instruction.
@@ -97,6 +101,8 @@ pub struct Insn {
     pub pop: bool,
     /// Opcode for FOP: low bits of the first byte, second byte.
     pub fop: u16,
+    /// Number of the memory operand's segment register, if there is one.
+    pub segment: Option<u8>,
 }
 
 impl Insn {
@@ -107,6 +113,7 @@ impl Insn {
             | u64::from(self.i) << 16
             | u64::from(self.pop) << 20
             | u64::from(self.fop) << 32
+            | self.segment.map_or(0, |n| 1 << 52 | u64::from(n) << 48)
     }
 }
 
@@ -152,9 +159,18 @@ pub const STORES: [(Store, usize); 9] = [
 /// Number in [`STORES`] place of a plain 80-bit store.
 pub const STORE_80: u8 = 9;
 
+/// The Env, with the processor's x87 fields up to date.
 fn env<'a>(p: *mut Env) -> &'a mut Env {
     // SAFETY: generated code passes its own Env, which nothing else uses while the helper runs.
-    unsafe { &mut *p }
+    let env = unsafe { &mut *p };
+    env.x87_sync();
+    env
+}
+
+/// Brings the processor's x87 fields up to date, for instructions that work on them in line.
+pub extern "C" fn x87_sync(p: *mut Env) -> u64 {
+    env(p);
+    0
 }
 
 fn done(env: &mut Env, r: Result<(), Exception>) -> u64 {
@@ -172,9 +188,14 @@ fn load(n: u8) -> Load {
     LOADS[usize::from(n & 7).min(LOADS.len() - 1)]
 }
 
+/// Sets the unit's pointers, apart from the data pointer's offset.
 fn pointers(c: &mut Cpu, what: u64, rip: u64) {
     c.fop = (what >> 32) as u16 & 0x7ff;
     c.fip = rip;
+    c.fcs = c.seg[seg::CS].selector;
+    if what >> 52 & 1 != 0 {
+        c.fds = c.seg[(what >> 48 & 7) as usize].selector;
+    }
 }
 
 /// A computing instruction; `lo` and `hi` are its memory operand, if any.
@@ -212,6 +233,7 @@ pub extern "C" fn x87(p: *mut Env, what: u64, rip: u64, lo: u64, hi: u64) -> u64
         Action::Free => ops::free(c, i, n != 0),
         Action::Rotate => ops::rotate(c, n.into()),
         Action::Move => ops::conditional_move(c, i, lo != 0),
+        Action::Nop => {}
     }
     0
 }
@@ -224,8 +246,9 @@ pub extern "C" fn x87_load_80(p: *mut Env, what: u64, rip: u64, lo: u64, hi: u64
     0
 }
 
-/// FST, FSTP, FIST, FISTP, FISTTP, FBSTP to memory at `addr`: [`STORES`] or [`STORE_80`] by `n`.
-pub extern "C" fn x87_store(p: *mut Env, what: u64, rip: u64, addr: u64) -> u64 {
+/// FST, FSTP, FIST, FISTP, FISTTP, FBSTP to memory at `addr`, which is `offset` in its segment:
+/// [`STORES`] or [`STORE_80`] by `n`.
+pub extern "C" fn x87_store(p: *mut Env, what: u64, rip: u64, addr: u64, offset: u64) -> u64 {
     let env = env(p);
     let mmu = Mode::from_bits_retain(env.core.mode).mmu_idx();
     let n = (what >> 8) as u8;
@@ -239,6 +262,7 @@ pub extern "C" fn x87_store(p: *mut Env, what: u64, rip: u64, addr: u64) -> u64 
     }
     pointers(&mut env.cpu, what, rip);
     let c = &mut env.cpu;
+    c.fdp = offset;
     let bytes = match to {
         Some(to) => ops::store(c, to).map(u128::to_le_bytes),
         None => ops::store_80(c).map(|v| {
@@ -270,9 +294,10 @@ pub extern "C" fn x87_compare_flags(p: *mut Env, what: u64, rip: u64) -> u64 {
 
 /// FLDCW.
 pub extern "C" fn fldcw(p: *mut Env, cw: u64) -> u64 {
-    let c = &mut env(p).cpu;
-    c.fcw = cw as u16 & CW_MASK | CW_FIXED;
-    x87::update_summary(c);
+    let env = env(p);
+    env.cpu.fcw = cw as u16 & CW_MASK | CW_FIXED;
+    x87::update_summary(&mut env.cpu);
+    env.x87_changed();
     0
 }
 
@@ -283,14 +308,17 @@ pub extern "C" fn fnstsw(p: *mut Env) -> u64 {
 
 /// FNCLEX.
 pub extern "C" fn fnclex(p: *mut Env) -> u64 {
-    let c = &mut env(p).cpu;
-    c.fsw &= !(x87::EXCEPTIONS | x87::SF | x87::ES | x87::BUSY);
+    let env = env(p);
+    env.cpu.fsw &= !(x87::EXCEPTIONS | x87::SF | x87::ES | x87::BUSY);
+    env.x87_changed();
     0
 }
 
 /// FNINIT.
 pub extern "C" fn fninit(p: *mut Env) -> u64 {
-    x87::init(&mut env(p).cpu, false);
+    let env = env(p);
+    x87::init(&mut env.cpu, false);
+    env.x87_changed();
     0
 }
 
@@ -315,7 +343,8 @@ fn environment(env: &Env, small: bool) -> [u32; 7] {
     let (fop, tags) = (u32::from(c.fop), x87::full_tags(c).into());
     let mut w = [c.fcw.into(), x87::status(c).into(), tags, ip, 0, dp, 0];
     if protected(env) {
-        w[4] = fop << 16;
+        w[4] = fop << 16 | u32::from(c.fcs);
+        w[6] = c.fds.into();
     } else if small {
         w[4] = (ip >> 4 & 0xf000) | fop;
         w[6] = dp >> 4 & 0xf000;
@@ -367,6 +396,7 @@ fn save_env(env: &mut Env, addr: u64, small: bool, registers: bool) -> Result<()
 pub extern "C" fn frstor(p: *mut Env, addr: u64, small: u64, registers: u64) -> u64 {
     let env = env(p);
     let r = load_env(env, addr, small != 0, registers != 0);
+    env.x87_changed();
     done(env, r)
 }
 
@@ -389,7 +419,9 @@ fn load_env(env: &mut Env, addr: u64, small: bool, registers: bool) -> Result<()
     c.ftag_empty = x87::empty_tags(w[2] as u16);
     (c.fip, c.fdp) = (w[3].into(), w[5].into());
     if prot {
-        c.fop = if small { c.fop } else { (w[4] >> 16) as u16 & 0x7ff };
+        // The short format has no room for it.
+        c.fop = if small { 0 } else { (w[4] >> 16) as u16 & 0x7ff };
+        (c.fcs, c.fds) = (w[4] as u16, w[6] as u16);
     } else {
         c.fop = w[4] as u16 & 0x7ff;
         let high = |v: u32| u64::from(v >> 12 & 0xffff) << 16;
@@ -417,6 +449,7 @@ pub extern "C" fn fxsave(p: *mut Env, addr: u64, how: u64) -> u64 {
 pub extern "C" fn fxrstor(p: *mut Env, addr: u64, how: u64) -> u64 {
     let env = env(p);
     let r = xsave::fxrstor(env, addr, how & 1 != 0);
+    env.x87_changed();
     done(env, r)
 }
 
@@ -457,6 +490,7 @@ pub extern "C" fn xrstor(p: *mut Env, addr: u64, how: u64) -> u64 {
     }
     let request = request(&env.cpu);
     let r = xsave::xrstor(env, addr, request, how & 2 != 0, how & 1 != 0);
+    env.x87_changed();
     done(env, r)
 }
 
@@ -469,6 +503,6 @@ mod tests {
         for (i, a) in ACTIONS.iter().enumerate() {
             assert_eq!(*a as usize, i);
         }
-        assert_eq!(Action::Move as usize + 1, ACTIONS.len());
+        assert_eq!(Action::Nop as usize + 1, ACTIONS.len());
     }
 }

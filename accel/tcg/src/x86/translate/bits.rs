@@ -8,7 +8,8 @@ use crate::x86::flags::CcKind;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use tandem_accel::x86::seg;
 use tandem_jit::ir::{
-    Addr, Cond, Encoding, Inst, Native, NativeReg, Op, PTR_READ, PTR_WRITE, Rmw, Val, Width,
+    Addr, Cond, Encoding, Inst, Native, NativeReg, Op, PTR_LOCKED, PTR_READ, PTR_WRITE, Rmw, Val,
+    Width,
 };
 
 const N: Val = Val::NONE;
@@ -34,7 +35,8 @@ pub(super) fn bit_test(t: &mut Translator, insn: &Instruction) {
         let fl = t.b.flags_of(Op::Bt, w, [a, bit, N, N]);
         return set_bit_flags(t, fl);
     }
-    let p = t.b.ptr(w as u8, addr, PTR_READ | PTR_WRITE);
+    let lock = if insn.has_lock_prefix() { PTR_LOCKED } else { 0 };
+    let p = t.b.ptr(w as u8, addr, PTR_READ | PTR_WRITE | lock);
     let (op, operand, rmw) = change(t, m, w, bit);
     let old = if insn.has_lock_prefix() {
         t.rmw(w, p, rmw, operand)
@@ -191,6 +193,7 @@ const PASS: Native = Native {
     sets_flags: true,
     vector: false,
     fp: false,
+    x87: false,
 };
 
 /// BEXTR and BZHI, by the host's own instruction.

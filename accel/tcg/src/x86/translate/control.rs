@@ -38,7 +38,10 @@ fn branch(t: &mut Translator, insn: &Instruction, cond: Cond, fl: Val) {
 pub(super) fn jmp(t: &mut Translator, insn: &Instruction, follow: bool) {
     if is_direct(insn) {
         let target = t.wrap(insn.near_branch_target());
-        if !follow {
+        if follow {
+            // If the block has no room for what is there, it still goes on there.
+            t.next = target;
+        } else {
             t.goto(target);
         }
         return;
@@ -222,7 +225,7 @@ pub(super) fn bound(t: &mut Translator, insn: &Instruction) {
     let n = r.w.bytes();
     let o = t.mem_offset(insn);
     let segment = seg_num(insn.memory_segment()).unwrap_or(seg::DS);
-    let addr = t.linear(segment, o, 2 * n, PTR_READ);
+    let addr = t.linear_aligned(segment, o, 2 * n, n, PTR_READ);
     let lower = t.b.ld(r.w, addr, 0);
     let at = t.b.lea(Width::W64, addr);
     let upper = t.b.ld(r.w, Addr::disp(at, n as i32), 0);

@@ -70,6 +70,27 @@ impl<'a> Peek<'a> {
         (self.ranges, self.count)
     }
 
+    /// What the x87 unit remembers of the instruction at `rip`, of `len` bytes: the low bits of its
+    /// first opcode byte, and the second.
+    pub(super) fn x87_opcode(&mut self, rip: u64, len: usize) -> u16 {
+        let mut bytes = [0; 15];
+        let len = len.min(bytes.len());
+        let mut have = 0;
+        while have < len {
+            let linear = self.key.linear(rip.wrapping_add(have as u64));
+            match self.fetch.fetch(linear, &mut bytes[have..len]) {
+                Ok(n) if n > 0 => have += n,
+                _ => return 0,
+            }
+        }
+        // Behind the prefixes. No prefix is an x87 opcode.
+        let opcode = bytes.iter().position(|b| b & 0xf8 == 0xd8);
+        opcode.map_or(0, |i| {
+            let second = bytes.get(i + 1).copied().unwrap_or(0);
+            u16::from(bytes[i] & 7) << 8 | u16::from(second)
+        })
+    }
+
     /// The globals whose content does not matter at `rip`: those that describe the flags, if the
     /// code there overwrites all flags first thing. Only the block's own page is looked at.
     pub(super) fn dead_at(&mut self, rip: u64) -> u64 {

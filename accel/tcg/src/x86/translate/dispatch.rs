@@ -2,6 +2,7 @@
 
 use super::string::{Kind, string};
 use super::{Translator, alu, bcd, bits, control, mov, muldiv, shift, simd, stack, system, x87};
+use crate::exec::leave;
 use crate::x86::bits::rflags::CF;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use tandem_jit::ir::{Cond, Inst, Op, PTR_READ, Val, Width};
@@ -25,7 +26,7 @@ pub(super) fn translate(t: &mut Translator, insn: &Instruction, follow: bool) {
 fn integer(t: &mut Translator, insn: &Instruction) -> bool {
     use Mnemonic::*;
     match insn.mnemonic() {
-        Mov => mov::mov(t, insn),
+        Mov | Movnti => mov::mov(t, insn),
         Movzx | Movsx | Movsxd => mov::extend(t, insn),
         Lea => mov::lea(t, insn),
         Add | Sub | Adc | Sbb | And | Or | Xor | Cmp | Test => alu::binary(t, insn),
@@ -117,6 +118,7 @@ fn other(t: &mut Translator, insn: &Instruction) -> bool {
     use Mnemonic::*;
     match insn.mnemonic() {
         // Hints. RDSSP is one while shadow stacks are off.
+        Pause if t.counts() => t.leave_next(leave::YIELD),
         Nop | Pause | Endbr64 | Endbr32 | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2
         | Prefetchw | Prefetch | Prefetchwt1 | Reservednop | Cldemote | Prefetchit0
         | Prefetchit1 | Rdsspd | Rdsspq => {}

@@ -39,17 +39,29 @@ pub(super) fn check_pending(t: &mut Translator) {
 }
 
 /// Whether the mode allows MMX; if not, the exception is in the block.
-fn enabled(t: &mut Translator) -> bool {
+fn available(t: &mut Translator) -> bool {
     if t.mode.contains(Mode::SSE_NM) {
         t.nm();
     } else if t.mode.contains(Mode::X87_NM) {
         // CR0.EM.
         t.ud();
     } else {
-        check_pending(t);
+        if !t.mode.contains(Mode::X87_CARE) && !t.x87_synced {
+            t.b.call_void(helpers::X87_SYNC, &[]);
+            t.x87_synced = true;
+        }
         return true;
     }
     false
+}
+
+/// As [`available`], and no x87 exception is pending.
+fn enabled(t: &mut Translator) -> bool {
+    let ok = available(t);
+    if ok {
+        check_pending(t);
+    }
+    ok
 }
 
 /// The x87 state that every MMX instruction leaves behind.
@@ -94,10 +106,13 @@ fn read(t: &mut Translator, insn: &Instruction, n: u32, w: Width) -> Val {
 /// Translates an instruction that names an MMX register.
 pub fn translate(t: &mut Translator, insn: &Instruction, _form: &Form) -> bool {
     use Mnemonic as M;
-    if !enabled(t) {
+    let m = insn.mnemonic();
+    // With a memory operand no MMX register takes part in these.
+    let only_vector = matches!(m, M::Cvtpi2ps | M::Cvtpi2pd) && insn.op1_kind() == OpKind::Memory;
+    let ok = if only_vector { available(t) } else { enabled(t) };
+    if !ok {
         return true;
     }
-    let m = insn.mnemonic();
     let imm = u64::from(insn.immediate8());
     let dst = insn.op0_register();
     match m {
@@ -144,7 +159,10 @@ pub fn translate(t: &mut Translator, insn: &Instruction, _form: &Form) -> bool {
         | M::Cvtps2pi
         | M::Cvttps2pi
         | M::Cvtpd2pi
-        | M::Cvttpd2pi => with_vectors(t, insn),
+        | M::Cvttpd2pi => {
+            with_vectors(t, insn, only_vector);
+            return true;
+        }
         _ => {
             let Some(op) = op_index(m) else {
                 t.ud();
@@ -183,8 +201,8 @@ fn moves(t: &mut Translator, insn: &Instruction) {
     }
 }
 
-/// Instructions with one MMX and one vector register.
-fn with_vectors(t: &mut Translator, insn: &Instruction) {
+/// Instructions with one MMX and one vector register, or with memory in the place of the former.
+fn with_vectors(t: &mut Translator, insn: &Instruction, only_vector: bool) {
     use Mnemonic as M;
     let (dst, src) = (insn.op0_register(), insn.op1_register());
     let op = match insn.mnemonic() {
@@ -192,13 +210,13 @@ fn with_vectors(t: &mut Translator, insn: &Instruction) {
             let v = read(t, insn, 1, Width::W64);
             let what = t.b.iconst(dst.number() as u64);
             t.b.call_void(helpers::SET_XMM_LOW, &[what, v]);
-            return;
+            return enter_mmx(t, 0);
         }
         M::Movdq2q => {
             let what = t.b.iconst(src.number() as u64);
             let v = t.b.call(helpers::GET_XMM, &[what]);
             write_mm(t, dst, v);
-            return;
+            return enter_mmx(t, 0);
         }
         M::Cvtpi2ps => Convert::Pi2Ps,
         M::Cvtpi2pd => Convert::Pi2Pd,
@@ -218,6 +236,10 @@ fn with_vectors(t: &mut Translator, insn: &Instruction) {
         let (l, h) = (t.b.iconst(at(0)), t.b.iconst(at(1)));
         (t.b.call(helpers::GET_XMM, &[l]), t.b.call(helpers::GET_XMM, &[h]))
     };
+    if !only_vector {
+        // Even if the conversion then raises an exception.
+        enter_mmx(t, 0);
+    }
     let what = t.b.iconst(op as u64 | if to_vector { (dst.number() as u64) << 8 } else { 0 });
     let r = t.b.call(helpers::MMX_CONVERT, &[what, lo, hi]);
     if !to_vector {
@@ -228,7 +250,9 @@ fn with_vectors(t: &mut Translator, insn: &Instruction) {
 /// The 8 or 16 bytes of a memory operand.
 fn memory_pair(t: &mut Translator, insn: &Instruction) -> (Val, Val) {
     let size = insn.memory_size().size() as u32;
-    let addr = t.mem_addr(insn, size, tandem_jit::ir::PTR_READ);
+    // #GP(0) comes before #AC(0).
+    let align = if size == 16 { 1 } else { size };
+    let addr = t.mem_addr_aligned(insn, size, align, tandem_jit::ir::PTR_READ);
     let base = t.b.lea(Width::W64, addr);
     if size == 16 {
         super::simd::check_aligned(t, base, 4);

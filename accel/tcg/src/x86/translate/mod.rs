@@ -21,6 +21,7 @@ mod cc;
 mod control;
 mod dead;
 mod dispatch;
+mod gate;
 mod memory;
 mod mmx;
 mod mov;
@@ -36,11 +37,14 @@ mod translator;
 mod vector_form;
 mod vector_mem;
 mod x87;
+mod x87_native;
 
 pub use cc::CcOperands;
+pub use gate::{Gate, feature_of};
 pub use memory::Place;
 pub use operand::{Gpr, Offset, seg_num};
 pub use translator::Translator;
+pub use vector_form::{host_has, supports};
 
 use crate::x86::mode::Mode;
 use crate::x86::{Env, exception::Exception};
@@ -97,11 +101,13 @@ pub trait CodeFetch {
 pub struct Limits {
     /// Most guest instructions in a block, at least 1.
     pub max_insns: u32,
+    /// The block counts its instructions ([`crate::exec::Pace`]).
+    pub count: bool,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { max_insns: source::MAX_INSNS as u32 }
+        Limits { max_insns: source::MAX_INSNS as u32, count: false }
     }
 }
 
@@ -177,9 +183,16 @@ const fn cpu_field(offset: usize) -> u32 {
 #[derive(Default)]
 pub struct FrontEnd {
     source: Source,
+    /// What exists on the processor; everything if nobody says.
+    gate: Option<Gate>,
 }
 
 impl FrontEnd {
+    /// A front end for a processor on which only what `gate` says exists.
+    pub fn new(gate: Gate) -> FrontEnd {
+        FrontEnd { gate: Some(gate), ..FrontEnd::default() }
+    }
+
     /// Translates the code at `key` into `block`.
     ///
     /// # Errors
@@ -193,9 +206,10 @@ impl FrontEnd {
     ) -> Result<TranslateEnd, Exception> {
         self.source.decode(fetch, key, limits)?;
         block.clear(key.rip, key.mode.mmu_idx());
-        let mut t = Translator::new(block, key, dead::Peek::new(fetch, key));
+        let mut t = Translator::new(block, key, dead::Peek::new(fetch, key), limits.count);
         let mut end = TranslateEnd::default();
         let insns = self.source.insns();
+        let counted = limits.count.then(|| t.count_insns());
         for (i, insn) in insns.iter().enumerate() {
             let linear = key.linear(insn.ip());
             if !end.add(linear, insn.len() as u32) {
@@ -205,15 +219,25 @@ impl FrontEnd {
             end.insns += 1;
             let rest = &insns[i + 1..];
             t.start(insn, dead::flags_dead(insn, rest));
-            dispatch::translate(&mut t, insn, !rest.is_empty());
-            if rest.is_empty() && !t.ended() && source::makes_shadow(insn) {
-                t.shadow_and_leave(insn.mnemonic() == iced_x86::Mnemonic::Sti);
+            let insn = match &self.gate {
+                Some(gate) => gate.meaning(insn, t.code64()),
+                None => Some(*insn),
+            };
+            match &insn {
+                Some(insn) => dispatch::translate(&mut t, insn, !rest.is_empty()),
+                None => t.ud(),
+            }
+            if rest.is_empty() && !t.ended() && source::makes_shadow(&insns[i]) {
+                t.shadow_and_leave(insns[i].mnemonic() == iced_x86::Mnemonic::Sti);
             }
             if t.ended() || t.b.nvals >= VALS_FULL || t.b.exits.len() >= EXITS_FULL {
                 break;
             }
         }
         t.finish();
+        if let Some(at) = counted {
+            t.set_count(at, end.insns);
+        }
         (end.peeked, end.npeeked) = t.peek.ranges();
         Ok(end)
     }

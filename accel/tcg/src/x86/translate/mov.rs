@@ -248,7 +248,7 @@ pub(super) fn salc(t: &mut Translator) {
 pub(super) fn cmpxchg_wide(t: &mut Translator, insn: &Instruction) {
     let lock = insn.has_lock_prefix();
     if insn.mnemonic() == Mnemonic::Cmpxchg16b {
-        let addr = t.mem_addr(insn, 16, PTR_READ | PTR_WRITE);
+        let addr = t.mem_addr_aligned(insn, 16, 1, PTR_READ | PTR_WRITE);
         let v = t.b.lea(Width::W64, addr);
         let size = t.b.iconst(16);
         t.b.call_void(helpers::CHECK_ALIGNED, &[v, size]);

@@ -5,10 +5,12 @@ use crate::x86::cpu::{Cpu, global};
 use crate::x86::exception::vector;
 use crate::x86::helpers;
 use crate::x86::mode::Mode;
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use std::mem::offset_of;
 use tandem_accel::x86::{Segment, seg};
-use tandem_jit::ir::{Addr, Cond, Exit, ExitHint, ExitKind, Global, Op, PTR_READ, Val, Width};
+use tandem_jit::ir::{
+    Addr, Cond, Exit, ExitHint, ExitKind, Global, Op, PTR_LOCKED, PTR_READ, Val, Width,
+};
 
 /// A general register as an operand names it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +73,21 @@ impl Offset {
     /// The value `v`, at address size `size`.
     pub fn value(v: Val, size: Width) -> Offset {
         Offset { base: v, index: Val::NONE, scale: 0, disp: 0, size }
+    }
+}
+
+/// Whether the instruction's change of memory is atomic; XCHG's is in any case (SDM vol. 3 §9.1.2).
+fn is_locked(insn: &Instruction) -> bool {
+    insn.has_lock_prefix() || insn.mnemonic() == Mnemonic::Xchg
+}
+
+/// To what an access of `size` bytes should be aligned (SDM vol. 3 table 6-7); vectors to 16 bytes, as
+/// AMD's processors have it.
+fn natural_alignment(size: u32) -> u32 {
+    match size {
+        10 => 8,
+        n if n.is_power_of_two() => n.min(16),
+        _ => 1,
     }
 }
 
@@ -156,10 +173,24 @@ impl Translator<'_> {
         self.linear(segment, offset, size, access)
     }
 
+    /// As [`Translator::mem_addr`], with #AC for what is not aligned to `align` bytes, a power of two.
+    pub fn mem_addr_aligned(
+        &mut self,
+        insn: &Instruction,
+        size: u32,
+        align: u32,
+        access: u8,
+    ) -> Addr {
+        let offset = self.mem_offset(insn);
+        let segment = seg_num(insn.memory_segment()).unwrap_or(seg::DS);
+        self.linear_aligned(segment, offset, size, align, access)
+    }
+
     /// A host pointer to the memory operand of `insn`, `1 << size_log2` bytes.
     pub fn mem_ptr(&mut self, insn: &Instruction, size_log2: u8, access: u8) -> Val {
         let addr = self.mem_addr(insn, 1 << size_log2, access);
-        self.b.ptr(size_log2, addr, access)
+        let lock = if is_locked(insn) { PTR_LOCKED } else { 0 };
+        self.b.ptr(size_log2, addr, access | lock)
     }
 
     /// The offset that the memory operand of `insn` names in its segment.
@@ -217,11 +248,26 @@ impl Translator<'_> {
 
     /// Linear address of `o` in segment `segment` (its number), for an access of `size` bytes.
     pub fn linear(&mut self, segment: usize, o: Offset, size: u32, access: u8) -> Addr {
+        self.linear_aligned(segment, o, size, natural_alignment(size), access)
+    }
+
+    /// As [`Translator::linear`], for an access that should be aligned to `align` bytes, a power of
+    /// two: #AC says otherwise where alignment is checked.
+    pub fn linear_aligned(
+        &mut self,
+        segment: usize,
+        o: Offset,
+        size: u32,
+        align: u32,
+        access: u8,
+    ) -> Addr {
         let addr = self.linear_unaligned(segment, o, size, access);
-        if self.mode.contains(Mode::ALIGN_CHECK) && size.is_power_of_two() && size > 1 {
+        if self.mode.contains(Mode::ALIGN_CHECK) && align > 1 {
             let v = self.b.lea(Width::W64, addr);
-            let n = self.b.iconst(size.into());
-            self.b.call_void(helpers::ALIGN_CHECK, &[v, n]);
+            let mmu = u64::from(self.mode.mmu_idx());
+            let what = u64::from(size) | u64::from(access) << 16 | mmu << 24;
+            let what = self.b.iconst(what | u64::from(align) << 32);
+            self.b.call_void(helpers::ALIGN_CHECK, &[v, what]);
             return Addr::base(v);
         }
         addr

@@ -38,8 +38,36 @@ pub(super) fn shift(t: &mut Translator, insn: &Instruction) {
         _ => (Op::Shl, CcKind::Shl),
     };
     let count = count(t, insn, 1, w);
-    let (place, a) = t.open(insn, 0, w);
     // SAR and SHR look at bits above the operand only through the operation's own width.
+    move_bits(t, insn, w, (op, kind), None, count);
+}
+
+/// SHLD, SHRD.
+pub(super) fn double(t: &mut Translator, insn: &Instruction) {
+    let w = t.op_width(insn, 0);
+    let (op, kind) = match insn.mnemonic() {
+        Mnemonic::Shld => (Op::Shld, CcKind::Shl),
+        _ => (Op::Shrd, CcKind::Shr),
+    };
+    let count = count(t, insn, 2, w);
+    let fill = t.read(insn, 1, w);
+    move_bits(t, insn, w, (op, kind), Some(fill), count);
+}
+
+/// Shifts operand 0, `fill` coming in where there is one.
+fn move_bits(
+    t: &mut Translator,
+    insn: &Instruction,
+    w: Width,
+    (op, kind): (Op, CcKind),
+    fill: Option<Val>,
+    count: Count,
+) {
+    let (place, a) = t.open(insn, 0, w);
+    let ins = |n: Val, prior: Val| match fill {
+        Some(fill) => [a, fill, n, prior],
+        None => [a, n, N, prior],
+    };
     match count {
         Count::Const(0) => {
             let a = t.zero_upper(w, a);
@@ -47,13 +75,13 @@ pub(super) fn shift(t: &mut Translator, insn: &Instruction) {
         }
         Count::Const(n) => {
             let n = t.b.iconst(n);
-            let (r, fl) = t.b.alu(op, w, [a, n, N, N]);
+            let (r, fl) = t.b.alu(op, w, ins(n, N));
             t.close(place, w, r);
             t.set_flags(kind, w, CcOperands { dst: r, src: a, src2: n }, fl);
         }
         Count::Cl(cl) => {
             let prior = t.known_flags(ARITH);
-            let (r, fl) = t.b.alu(op, w, [a, cl, N, prior]);
+            let (r, fl) = t.b.alu(op, w, ins(cl, prior));
             t.close(place, w, r);
             set_counted(t, kind, w, CcOperands { dst: r, src: a, src2: cl }, prior, fl);
         }
@@ -67,36 +95,6 @@ fn set_counted(t: &mut Translator, kind: CcKind, w: Width, o: CcOperands, prior:
     // `fl` has the flags for a count of 0 only if the prior ones were at hand.
     let fl = if prior.is_some() { fl } else { N };
     t.set_flags_unless(zero, kind, w, CcOperands { src2: n, ..o }, fl);
-}
-
-/// SHLD, SHRD.
-pub(super) fn double(t: &mut Translator, insn: &Instruction) {
-    let w = t.op_width(insn, 0);
-    let (op, kind) = match insn.mnemonic() {
-        Mnemonic::Shld => (Op::Shld, CcKind::Shl),
-        _ => (Op::Shrd, CcKind::Shr),
-    };
-    let count = count(t, insn, 2, w);
-    let fill = t.read(insn, 1, w);
-    let (place, a) = t.open(insn, 0, w);
-    match count {
-        Count::Const(0) => {
-            let a = t.zero_upper(w, a);
-            t.close(place, w, a);
-        }
-        Count::Const(n) => {
-            let n = t.b.iconst(n);
-            let (r, fl) = t.b.alu(op, w, [a, fill, n, N]);
-            t.close(place, w, r);
-            t.set_flags(kind, w, CcOperands { dst: r, src: a, src2: n }, fl);
-        }
-        Count::Cl(cl) => {
-            let prior = t.known_flags(ARITH);
-            let (r, fl) = t.b.alu(op, w, [a, fill, cl, prior]);
-            t.close(place, w, r);
-            set_counted(t, kind, w, CcOperands { dst: r, src: a, src2: cl }, prior, fl);
-        }
-    }
 }
 
 /// ROL, ROR.

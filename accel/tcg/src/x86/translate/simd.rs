@@ -16,7 +16,7 @@ use crate::x86::helpers;
 use crate::x86::mode::Mode;
 use crate::x86::translate::cc::CcOperands;
 use crate::x86::translate::operand::Gpr;
-use iced_x86::{Instruction, OpKind, RoundingControl};
+use iced_x86::{Instruction, OpKind, Register, RoundingControl};
 use tandem_jit::ir::{
     Cond, Encoding, Exit, ExitHint, ExitKind, Inst, NativeReg, Op, PTR_ALIGNED, PTR_READ,
     PTR_WRITE, Val, Width,
@@ -121,7 +121,7 @@ fn plain(t: &mut Translator, insn: &Instruction, form: &Form) {
         emit(t, insn, &f, Val::NONE);
     } else if insn.op_kind(f.rm.into()) == OpKind::Memory {
         f.native.rm = NativeReg::Mem;
-        if mask != 0 {
+        if mask != 0 && !f.whole {
             vector_mem::masked(t, insn, &f, mask);
         } else {
             memory(t, insn, &f);
@@ -140,7 +140,22 @@ pub(super) fn mem_log2(insn: &Instruction) -> u8 {
 fn memory(t: &mut Translator, insn: &Instruction, f: &Form) {
     let access = if f.rm == 0 { PTR_WRITE } else { PTR_READ };
     let log2 = mem_log2(insn);
-    let addr = t.mem_addr(insn, 1 << log2, access);
+    let addr = if f.aligned {
+        // #GP(0) comes before #AC(0).
+        t.mem_addr_aligned(insn, 1 << log2, 1, access)
+    } else if f.compressed && f.rm == 0 {
+        let elem = insn.memory_size().element_size() as u32;
+        t.mem_addr_aligned(insn, 1 << log2, elem, access)
+    } else {
+        t.mem_addr(insn, 1 << log2, access)
+    };
+    if f.rm == 0 && insn.op_mask() != Register::None {
+        // The mask keeps elements of memory as they are.
+        let p = t.b.ptr(log2, addr, PTR_READ | PTR_WRITE);
+        emit(t, insn, f, p);
+        t.b.ptr_end(p);
+        return;
+    }
     let access = if f.aligned { access | PTR_ALIGNED } else { access };
     let r = results(t, insn, f);
     t.b.native_mem(f.native, log2, addr, access, r.dst, r.fl);

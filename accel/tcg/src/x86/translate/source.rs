@@ -58,7 +58,9 @@ impl Source {
             key.mode.intersects(Mode::TF | Mode::BREAKPOINTS | Mode::WATCH | Mode::ONE_INSN);
         let max = if single { 1 } else { (limits.max_insns.max(1) as usize).min(MAX_INSNS) };
         let first_page = key.linear(key.rip) & PAGE;
-        let mut path = Path { key, first_page, branches: 0 };
+        // What leaves half-way has executed fewer instructions than are counted.
+        let side_exits = if limits.count { 0 } else { MAX_SIDE_EXITS };
+        let mut path = Path { key, first_page, branches: side_exits };
         let mut rip = key.rip;
         let mut shadow = false;
         let mut window = [0; WINDOW];
@@ -143,6 +145,7 @@ impl Source {
 struct Path {
     key: TbKey,
     first_page: u64,
+    /// Conditional branches that the block may still run past.
     branches: u32,
 }
 
@@ -151,8 +154,8 @@ impl Path {
     fn after(&mut self, insn: &Instruction, before: &[Instruction]) -> After {
         match insn.flow_control() {
             FlowControl::Next if !ends_block(insn) => After::Next,
-            FlowControl::ConditionalBranch if self.branches < MAX_SIDE_EXITS => {
-                self.branches += 1;
+            FlowControl::ConditionalBranch if self.branches > 0 => {
+                self.branches -= 1;
                 After::Next
             }
             FlowControl::UnconditionalBranch if is_near_jump(insn.code()) => {

@@ -137,7 +137,7 @@ pub(super) fn popa(t: &mut Translator, insn: &Instruction) {
     let n = i64::from(w.bytes());
     let sp = t.gpr64(RSP);
     let mut values = [Val::NONE; 8];
-    for r in (0..8u8).filter(|&r| r != RSP) {
+    for r in (0..8u8).rev().filter(|&r| r != RSP) {
         let addr = t.stack_addr(sp, n * i64::from(7 - r), w.bytes(), PTR_READ);
         values[r as usize] = t.b.ld(w, addr, 0);
     }

@@ -136,6 +136,7 @@ fn helper(
         segmented: t.mode.contains(Mode::SEGMENTED),
         repeat,
         until_equal: insn.has_repne_prefix(),
+        checked: t.mode.contains(Mode::ALIGN_CHECK),
     };
     let name: Helper = match kind {
         Kind::Movs => helpers::MOVS,

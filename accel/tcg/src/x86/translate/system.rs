@@ -2,7 +2,7 @@
 
 use super::Translator;
 use super::mov::selector;
-use super::operand::Gpr;
+use super::operand::{Gpr, seg_num};
 use crate::x86::bits::rflags::{self, ZF};
 use crate::x86::cpu::{Cpu, global};
 use crate::x86::helpers;
@@ -25,7 +25,7 @@ impl Translator<'_> {
     }
 
     /// Ends the block at the next instruction: the mode or what lies behind it has changed.
-    fn next_block(&mut self) {
+    pub(super) fn next_block(&mut self) {
         let next = self.b.iconst(self.next);
         self.jump(next, ExitHint::Jump);
     }
@@ -443,16 +443,32 @@ fn arpl(t: &mut Translator, insn: &Instruction) {
     }
     let src = t.read(insn, 1, Width::W16);
     let image = t.flags_image();
-    let (place, old) = t.open(insn, 0, Width::W16);
-    let three = t.b.iconst(3);
-    let a = t.b.bin(Op::And, Width::W32, old, three);
-    let b = t.b.bin(Op::And, Width::W32, src, three);
-    let fl = t.b.flags_of(Op::Sub, Width::W32, [a, b, N, N]);
-    let raised = t.b.bin(Op::Xor, Width::W32, old, a);
-    let raised = t.b.bin(Op::Or, Width::W32, raised, b);
-    let v = t.b.selcc(Width::W32, Cond::B, fl, raised, old);
-    t.close(place, Width::W16, v);
-    let zf = t.b.setcc(Cond::B, fl);
+    let zf = match Gpr::of(insn.op0_register()) {
+        Some(dst) if insn.op0_kind() == OpKind::Register => {
+            let old = t.gpr(dst);
+            let three = t.b.iconst(3);
+            let a = t.b.bin(Op::And, Width::W32, old, three);
+            let b = t.b.bin(Op::And, Width::W32, src, three);
+            let fl = t.b.flags_of(Op::Sub, Width::W32, [a, b, N, N]);
+            let raised = t.b.bin(Op::Xor, Width::W32, old, a);
+            let raised = t.b.bin(Op::Or, Width::W32, raised, b);
+            let v = t.b.selcc(Width::W32, Cond::B, fl, raised, old);
+            t.set_gpr(dst, v);
+            t.b.setcc(Cond::B, fl)
+        }
+        _ => {
+            // Memory is written only if it changes.
+            let segment = seg_num(insn.memory_segment()).unwrap_or(seg::DS) as u64;
+            let mode = u64::from(t.mode.mmu_idx()) << 8;
+            let what = t.b.iconst(segment | mode);
+            let offset = t.mem_offset(insn);
+            let offset = t.offset_value(offset);
+            // Alignment is checked as for any operand.
+            let addr = t.mem_addr(insn, 2, PTR_READ);
+            t.b.ld(Width::W16, addr, 0);
+            t.b.call(helpers::ARPL, &[what, offset, src])
+        }
+    };
     let keep = t.b.iconst(!ZF);
     let image = t.b.bin(Op::And, Width::W32, image, keep);
     let six = t.b.iconst(6);

@@ -3,13 +3,19 @@
 use super::TbKey;
 use super::cc::FlagState;
 use super::dead::Peek;
+use crate::env::Core;
 use crate::exec::leave;
 pub use crate::exec::leave::RAISE as LEAVE_RAISE;
+use crate::x86::Env;
 use crate::x86::cpu::global;
 use crate::x86::helpers;
 use crate::x86::mode::Mode;
 use iced_x86::Instruction;
-use tandem_jit::ir::{Block, Exit, ExitHint, ExitKind, Val};
+use std::mem::offset_of;
+use tandem_jit::ir::{Block, Cond, Exit, ExitHint, ExitKind, Op, Val, Width};
+
+/// Where the count of instructions is in `Env`.
+const INSNS_LEFT: u32 = (offset_of!(Env, core) + offset_of!(Core, insns_left)) as u32;
 
 /// One translation in progress.
 pub struct Translator<'a> {
@@ -21,30 +27,67 @@ pub struct Translator<'a> {
     pub rip: u64,
     /// RIP of the instruction after it, wrapped to the code size.
     pub next: u64,
+    /// Bytes of the instruction being translated.
+    len: usize,
     key: TbKey,
     ended: bool,
+    counts: bool,
     pub(super) cc: FlagState,
     pub(super) peek: Peek<'a>,
+    /// The processor's x87 fields are known to be up to date.
+    pub(super) x87_synced: bool,
 }
 
 impl<'a> Translator<'a> {
-    pub(super) fn new(b: &'a mut Block, key: TbKey, peek: Peek<'a>) -> Translator<'a> {
+    pub(super) fn new(
+        b: &'a mut Block,
+        key: TbKey,
+        peek: Peek<'a>,
+        counts: bool,
+    ) -> Translator<'a> {
         Translator {
             b,
             mode: key.mode,
             rip: key.rip,
             next: key.rip,
+            len: 0,
             key,
             ended: false,
+            counts,
             cc: FlagState::default(),
             peek,
+            x87_synced: false,
         }
+    }
+
+    /// What the x87 unit remembers of the instruction being translated.
+    pub(super) fn x87_opcode(&mut self) -> u16 {
+        self.peek.x87_opcode(self.rip, self.len)
+    }
+
+    /// At the start of the block: takes its instructions off those that may be executed, or leaves if
+    /// they are too many. The answer is for [`Translator::set_count`].
+    pub(super) fn count_insns(&mut self) -> usize {
+        let at = self.b.insts.len();
+        let n = self.b.iconst(0);
+        let left = self.b.ldenv(Width::W64, INSNS_LEFT);
+        let (rest, fl) = self.b.alu(Op::Sub, Width::W64, [left, n, Val::NONE, Val::NONE]);
+        let kind = ExitKind::Leave { code: leave::SPENT, pc: Some(self.key.rip) };
+        self.b.brcc(Cond::L, fl, Exit::new(kind, ExitHint::Jump));
+        self.b.stenv(Width::W64, INSNS_LEFT, rest);
+        at
+    }
+
+    /// Says how many instructions the block has.
+    pub(super) fn set_count(&mut self, at: usize, insns: u32) {
+        self.b.insts[at].imm = insns.into();
     }
 
     /// Begins the translation of `insn`, whose flags nobody sees if `dead`.
     pub(super) fn start(&mut self, insn: &Instruction, dead: bool) {
         self.cc.dead = dead;
         self.rip = insn.ip();
+        self.len = insn.len();
         self.next = self.wrap(insn.next_ip());
         self.b.insn_start(self.rip, insn.len() as u8);
         if self.mode.contains(Mode::BREAKPOINTS) {
@@ -63,6 +106,11 @@ impl<'a> Translator<'a> {
     /// Whether the block has its terminator.
     pub fn ended(&self) -> bool {
         self.ended
+    }
+
+    /// Whether instructions are counted.
+    pub(super) fn counts(&self) -> bool {
+        self.counts
     }
 
     /// In 64-bit code.
@@ -131,7 +179,9 @@ impl<'a> Translator<'a> {
 
     /// Ends the block with an indirect jump.
     pub fn jump(&mut self, rip: Val, hint: ExitHint) {
-        if let Some(code) = self.debug_leave() {
+        // A block for one instruction must not run on into others.
+        let alone = self.mode.contains(Mode::ONE_INSN).then_some(leave::LOOP);
+        if let Some(code) = self.debug_leave().or(alone) {
             self.b.call_void(helpers::SET_RIP, &[rip]);
             return self.leave(code, None);
         }

@@ -7,11 +7,14 @@
 //! instructions whose memory accesses depend on data) are filled in by mnemonic. A code whose CPU
 //! features the host lacks has no form: the guest gets #UD, not the host a SIGILL.
 
+use super::gate::feature_of;
+use crate::x86::cpuid;
 use iced_x86::{
     Code, CpuidFeature, EncodingKind, MandatoryPrefix, Mnemonic, OpCodeInfo, OpCodeOperandKind,
     OpCodeTableKind,
 };
 use std::sync::OnceLock;
+use tandem_accel::x86::feature::FeatureSet;
 use tandem_jit::ir::{Encoding, Native, NativeReg};
 
 /// No operand.
@@ -62,8 +65,8 @@ pub struct Form {
     pub imm: bool,
     /// A memory operand must be aligned to its size.
     pub aligned: bool,
-    /// A mask does not keep elements of the memory operand from being read: they do not correspond
-    /// to those of the destination one to one.
+    /// The memory operand is read whatever the mask says: its elements do not correspond to those of
+    /// the destination one to one.
     pub whole: bool,
     /// A masked memory access touches consecutive elements, as many as the mask has ones.
     pub compressed: bool,
@@ -86,6 +89,7 @@ const NOT_VECTOR: Form = Form {
         sets_flags: false,
         vector: true,
         fp: false,
+        x87: false,
     },
     reg: NO_OP,
     rm: NO_OP,
@@ -148,7 +152,7 @@ fn make(code: Code) -> Option<Form> {
     form.native.fp = raises_fp_exceptions(&name);
     form.native.sets_flags = sets_flags(&name);
     form.aligned = aligned(info, &name);
-    form.whole = reads_whole(&name);
+    form.whole = reads_whole(&name, form.imm);
     form.compressed = name.starts_with("expand")
         || name.starts_with("pexpand")
         || name.starts_with("compress")
@@ -291,8 +295,12 @@ fn raises_fp_exceptions(name: &str) -> bool {
 
 /// Whether an EVEX form reads its whole memory operand under any mask (SDM vol. 2 §2.8.8: the
 /// exception classes with "NF", no fault suppression).
-fn reads_whole(name: &str) -> bool {
-    const FAMILIES: [&str; 24] = [
+fn reads_whole(name: &str, imm: bool) -> bool {
+    const FAMILIES: [&str; 26] = [
+        "cvtne2ps2bf16",
+        "extract",
+        "pconflict",
+        "movddup",
         "movsldup",
         "movshdup",
         "unpck",
@@ -311,17 +319,18 @@ fn reads_whole(name: &str) -> bool {
         "pmultishift",
         "pmaddwd",
         "pmaddubsw",
-        "gf2p8",
+        "gf2p8affine",
         "insert",
         "movhlps",
         "movlhps",
-        "dp",
-        "pdp",
     ];
-    // Shifts by a vector of counts work element by element.
-    let by_element =
-        name.starts_with("psllv") || name.starts_with("psrav") || name.starts_with("psrlv");
-    FAMILIES.iter().any(|f| name.starts_with(f)) && !by_element
+    // Shifts by a vector of counts, or of a vector in memory by an immediate one, work element by
+    // element.
+    let shift = ["psll", "psra", "psrl"].iter().any(|s| name.starts_with(s));
+    let by_element = shift && (imm && !name.ends_with("dq") || name[4..].starts_with('v'));
+    // Each of its results is of an element of its own.
+    let bits = name == "pshufbitqmb";
+    FAMILIES.iter().any(|f| name.starts_with(f)) && !by_element && !bits
 }
 
 fn sets_flags(name: &str) -> bool {
@@ -333,47 +342,19 @@ fn sets_flags(name: &str) -> bool {
         || matches!(name, "ptest" | "testps" | "testpd")
 }
 
-/// Whether this host has the feature. What is not listed is not there.
-#[cfg(target_arch = "x86_64")]
-fn host_has(f: CpuidFeature) -> bool {
-    use CpuidFeature as F;
-    match f {
-        // Every 64-bit processor.
-        F::MMX | F::SSE | F::SSE2 | F::CMOV | F::FPU | F::X64 => true,
-        F::SSE3 => is_x86_feature_detected!("sse3"),
-        F::SSSE3 => is_x86_feature_detected!("ssse3"),
-        F::SSE4_1 => is_x86_feature_detected!("sse4.1"),
-        F::SSE4_2 => is_x86_feature_detected!("sse4.2"),
-        F::AES => is_x86_feature_detected!("aes"),
-        F::PCLMULQDQ => is_x86_feature_detected!("pclmulqdq"),
-        F::SHA => is_x86_feature_detected!("sha"),
-        F::GFNI => is_x86_feature_detected!("gfni"),
-        F::AVX => is_x86_feature_detected!("avx"),
-        F::AVX2 => is_x86_feature_detected!("avx2"),
-        F::F16C => is_x86_feature_detected!("f16c"),
-        F::FMA => is_x86_feature_detected!("fma"),
-        F::VAES => is_x86_feature_detected!("vaes"),
-        F::VPCLMULQDQ => is_x86_feature_detected!("vpclmulqdq"),
-        F::AVX512F => is_x86_feature_detected!("avx512f"),
-        F::AVX512VL => is_x86_feature_detected!("avx512vl"),
-        F::AVX512BW => is_x86_feature_detected!("avx512bw"),
-        F::AVX512DQ => is_x86_feature_detected!("avx512dq"),
-        F::AVX512CD => is_x86_feature_detected!("avx512cd"),
-        F::AVX512_IFMA => is_x86_feature_detected!("avx512ifma"),
-        F::AVX512_VBMI => is_x86_feature_detected!("avx512vbmi"),
-        F::AVX512_VBMI2 => is_x86_feature_detected!("avx512vbmi2"),
-        F::AVX512_VNNI => is_x86_feature_detected!("avx512vnni"),
-        F::AVX512_BITALG => is_x86_feature_detected!("avx512bitalg"),
-        F::AVX512_VPOPCNTDQ => is_x86_feature_detected!("avx512vpopcntdq"),
-        F::AVX512_BF16 => is_x86_feature_detected!("avx512bf16"),
-        _ => false,
+/// Whether this host can execute the instructions of `f` for us: what the translator states in CPUID
+/// that is not its own.
+pub fn host_has(f: CpuidFeature) -> bool {
+    if !cfg!(target_arch = "x86_64") {
+        return false;
     }
+    f == CpuidFeature::X64 || feature_of(f).is_some_and(supports)
 }
 
-/// Elsewhere nothing can be passed through.
-#[cfg(not(target_arch = "x86_64"))]
-fn host_has(_: CpuidFeature) -> bool {
-    false
+/// Whether the translator gives the feature `name` on this host.
+pub fn supports(name: &str) -> bool {
+    static SET: OnceLock<FeatureSet> = OnceLock::new();
+    SET.get_or_init(|| FeatureSet::of(&cpuid::supported())).has_name(name)
 }
 
 #[cfg(test)]

@@ -1,19 +1,26 @@
 //! Vector instructions whose memory accesses depend on data: masked loads and stores, gathers,
 //! scatters.
 //!
-//! Elements that are masked off are not accessed and do not fault. A helper looks at the mask and
-//! gives a host pointer under which the instruction can run as it is: straight into memory if all of
-//! it is on one accessible page, else into a buffer that holds the active elements.
+//! Elements that are masked off are not accessed and do not fault. If the TLB has the whole operand,
+//! nothing can fault, and the instruction runs as it is. Else the slow path looks at the mask and gives
+//! a host pointer: straight into memory if all of it is on one accessible page, else to a buffer that
+//! holds the active elements.
 
 use super::Translator;
+use super::mmx::cpu_field;
 use super::operand::{Gpr, Offset, seg_num};
-use super::simd::{check_aligned, emit, mem_log2};
+use super::simd::{emit, mem_log2};
 use super::vector_form::{Form, Kind, form};
+use crate::x86::cpu::Cpu;
 use crate::x86::helpers;
 use crate::x86::helpers::vector::{Gather, Masked};
+use crate::x86::mode::Mode;
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+use std::mem::offset_of;
 use tandem_accel::x86::seg;
-use tandem_jit::ir::{Native, NativeReg, Op, PTR_READ, PTR_WRITE, Val, Width};
+use tandem_jit::ir::{
+    Native, NativeReg, Op, PTR_ALIGNED, PTR_MASKED, PTR_READ, PTR_WRITE, Val, Width,
+};
 
 /// A form of an instruction that reads a mask into a general register.
 fn mask_reader(code: Code, source: NativeReg) -> Native {
@@ -34,13 +41,29 @@ pub(super) fn masked(t: &mut Translator, insn: &Instruction, f: &Form, k: u8) {
     } else {
         insn.memory_size().element_size()
     };
+    let elem = elem.max(1);
     let m = Masked {
         log2: mem_log2(insn),
-        elem_log2: elem.max(1).trailing_zeros() as u8,
+        elem_log2: elem.trailing_zeros() as u8,
         write: f.rm == 0,
-        any: f.whole || is_broadcast(insn),
+        repeated: is_broadcast(insn),
         compressed: f.compressed,
+        aligned: f.aligned,
+        checked: t.mode.contains(Mode::ALIGN_CHECK),
         mmu_idx: t.mode.mmu_idx(),
+    };
+    // Only as many mask bits count as there are elements after the repetition.
+    let bits = if m.repeated {
+        let whole = if insn.is_broadcast() {
+            info.memory_size().size()
+        } else {
+            (0..insn.op_count()).map(|i| insn.op_register(i).size()).max().unwrap_or(64)
+        };
+        let lanes = (whole / elem).clamp(1, 64);
+        let live = t.b.iconst(u64::MAX >> (64 - lanes));
+        t.b.bin(Op::And, Width::W64, bits, live)
+    } else {
+        bits
     };
     run_masked(t, insn, f, m, bits);
 }
@@ -49,7 +72,6 @@ pub(super) fn masked(t: &mut Translator, insn: &Instruction, f: &Form, k: u8) {
 fn is_broadcast(insn: &Instruction) -> bool {
     let info = insn.op_code();
     insn.is_broadcast()
-        || insn.mnemonic() == Mnemonic::Vmovddup
         || info.memory_size().size() < insn.op0_register().size() && is_broadcast_name(insn)
 }
 
@@ -78,16 +100,16 @@ fn is_broadcast_name(insn: &Instruction) -> bool {
 
 fn run_masked(t: &mut Translator, insn: &Instruction, f: &Form, m: Masked, bits: Val) {
     let access = if m.write { PTR_WRITE } else { PTR_READ };
-    let addr = t.mem_addr(insn, 1 << m.log2, access);
-    let addr = t.b.lea(Width::W64, addr);
-    if f.aligned {
-        check_aligned(t, addr, m.log2);
-    }
+    let addr = t.mem_addr_aligned(insn, 1 << m.log2, 1, access);
+    // For the slow path, which judges alignment by the active elements.
     let what = t.b.iconst(m.pack());
-    let ptr = t.b.call(helpers::MASK_PTR, &[addr, what, bits]);
+    t.b.stenv(Width::W64, cpu_field(offset_of!(Cpu, masked_what)), what);
+    t.b.stenv(Width::W64, cpu_field(offset_of!(Cpu, masked_bits)), bits);
+    let aligned = if m.aligned || m.checked { PTR_ALIGNED } else { 0 };
+    let ptr = t.b.ptr(m.log2, addr, access | aligned | PTR_MASKED);
     emit(t, insn, f, ptr);
     if m.write {
-        t.b.call_void(helpers::MASK_END, &[addr, what, bits]);
+        t.b.ptr_end(ptr);
     }
 }
 
@@ -114,8 +136,10 @@ pub(super) fn mask_mov(t: &mut Translator, insn: &Instruction, form: &Form) {
         log2: if ymm { 5 } else { 4 },
         elem_log2: if double { 3 } else { 2 },
         write,
-        any: false,
+        repeated: false,
         compressed: false,
+        aligned: false,
+        checked: false,
         mmu_idx: t.mode.mmu_idx(),
     };
     run_masked(t, insn, &f, m, bits);
@@ -138,7 +162,7 @@ pub(super) fn string_destination(t: &mut Translator, insn: &Instruction, size: u
     };
     let rdi = t.gpr64(7);
     let segment = seg_num(insn.memory_segment()).unwrap_or(seg::DS);
-    let addr = t.linear(segment, Offset::value(rdi, w), size, PTR_WRITE);
+    let addr = t.linear_aligned(segment, Offset::value(rdi, w), size, 8, PTR_WRITE);
     t.b.lea(Width::W64, addr)
 }
 

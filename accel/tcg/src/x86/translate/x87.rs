@@ -1,10 +1,13 @@
 //! x87 instructions, and those that save and restore extended state.
 //!
 //! An x87 instruction becomes a helper call with the instruction packed into a constant; memory
-//! operands are loaded in line. Waiting instructions first look for a pending exception (#MF).
+//! operands are loaded in line. Waiting instructions first look for a pending exception (#MF). Where
+//! the mode allows, [`super::x87_native`] does without helpers.
 
 use super::Translator;
 use super::mmx::{check_pending, cpu_field};
+use super::operand::seg_num;
+use super::x87_native;
 use crate::x86::bits::rflags::{CF, PF, ZF};
 use crate::x86::cpu::Cpu;
 use crate::x86::exception::vector;
@@ -14,6 +17,7 @@ use crate::x86::mode::Mode;
 use crate::x86::x87::host::{AVAILABLE, Load, Op, Store};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use std::mem::offset_of;
+use tandem_accel::x86::seg;
 use tandem_jit::ir::{Addr, Cond, PTR_READ, PTR_WRITE, Val, Width};
 
 /// Translates `insn` if it is an x87 instruction or one of the XSAVE family.
@@ -37,6 +41,9 @@ pub fn translate(t: &mut Translator, insn: &Instruction) -> bool {
     if !AVAILABLE {
         return false;
     }
+    if !t.mode.contains(Mode::X87_CARE) && x87_native::translate(t, insn, &what) {
+        return true;
+    }
     match what {
         What::Control => control(t, insn),
         What::Compute(i) => {
@@ -48,12 +55,13 @@ pub fn translate(t: &mut Translator, insn: &Instruction) -> bool {
             let size = insn.memory_size().size() as u32;
             let addr = t.mem_addr(insn, size, PTR_WRITE);
             let addr = t.b.lea(Width::W64, addr);
-            let (what, rip) = constants(t, i);
-            t.b.call_void(helpers::X87_STORE, &[what, rip, addr]);
+            let (what, rip) = constants(t, insn, i);
+            let offset = data_pointer(t, insn);
+            t.b.call_void(helpers::X87_STORE, &[what, rip, addr, offset]);
         }
         What::Flags(i) => {
             check_pending(t);
-            let (what, rip) = constants(t, i);
+            let (what, rip) = constants(t, insn, i);
             let image = t.b.call(helpers::X87_COMPARE_FLAGS, &[what, rip]);
             t.set_flags_image(image);
         }
@@ -62,17 +70,27 @@ pub fn translate(t: &mut Translator, insn: &Instruction) -> bool {
 }
 
 /// How an instruction is translated.
-enum What {
+pub(super) enum What {
     Control,
     Compute(Insn),
     Store(Insn),
     Flags(Insn),
 }
 
-fn constants(t: &mut Translator, i: Insn) -> (Val, Val) {
+/// The packed instruction, and RIP.
+fn constants(t: &mut Translator, insn: &Instruction, i: Insn) -> (Val, Val) {
+    let memory = insn.op_count() > 0 && insn.op0_kind() == OpKind::Memory;
+    let segment = || seg_num(insn.memory_segment()).unwrap_or(seg::DS) as u8;
+    let i = Insn { fop: t.x87_opcode(), segment: memory.then(segment), ..i };
     let what = t.b.iconst(i.pack());
     let rip = t.b.iconst(t.rip);
     (what, rip)
+}
+
+/// What the unit's data pointer becomes: the offset of the memory operand in its segment.
+pub(super) fn data_pointer(t: &mut Translator, insn: &Instruction) -> Val {
+    let offset = t.mem_offset(insn);
+    t.offset_value(offset)
 }
 
 /// Number of `op` in the helpers' table.
@@ -160,7 +178,7 @@ fn simple(m: Mnemonic) -> Option<(Action, u8)> {
 }
 
 /// Number of ST(i) for the operand that is not the implied ST(0).
-fn st_operand(insn: &Instruction) -> u8 {
+pub(super) fn st_operand(insn: &Instruction) -> u8 {
     let number = |n: u32| {
         let r = insn.op_register(n);
         if r.is_st() { r.number() as u8 } else { 0 }
@@ -172,9 +190,8 @@ fn classify(insn: &Instruction) -> Option<What> {
     use Mnemonic as M;
     let m = insn.mnemonic();
     let memory = insn.op_count() > 0 && insn.op0_kind() == OpKind::Memory;
-    let fop = 0;
     let i = st_operand(insn);
-    let make = |action, n, pop| Insn { action, n, i, pop, fop };
+    let make = |action, n, pop| Insn { action, n, i, pop, fop: 0, segment: None };
     let compute = |action, n, pop| Some(What::Compute(make(action, n, pop)));
     if let Some((op, pop)) = arithmetic(m) {
         let n = op_number(op);
@@ -279,12 +296,14 @@ fn compute(t: &mut Translator, insn: &Instruction, i: Insn) {
             let w = Width::from_bytes(size).unwrap_or(Width::W64);
             lo = t.b.ld(w, addr, 0);
         }
+        let offset = data_pointer(t, insn);
+        t.b.stenv(Width::W64, cpu_field(offset_of!(Cpu, fdp)), offset);
     } else if i.action == Action::Move {
         let cond = move_condition(insn.mnemonic());
         let fl = t.flags(cond.reads());
         lo = t.b.setcc(cond, fl);
     }
-    let (what, rip) = constants(t, i);
+    let (what, rip) = constants(t, insn, i);
     t.b.call_void(helper, &[what, rip, lo, hi]);
 }
 
@@ -328,6 +347,7 @@ fn control(t: &mut Translator, insn: &Instruction) {
         M::Fldcw => {
             let v = t.read(insn, 0, Width::W16);
             t.b.call_void(helpers::FLDCW, &[v]);
+            t.next_block();
         }
         M::Fnstcw | M::Fstcw => {
             let v = t.b.ldenv(Width::W16, cpu_field(offset_of!(Cpu, fcw)));
@@ -337,20 +357,37 @@ fn control(t: &mut Translator, insn: &Instruction) {
             let v = t.b.call(helpers::FNSTSW, &[]);
             t.write(insn, 0, Width::W16, v);
         }
-        M::Fnclex | M::Fclex => t.b.call_void(helpers::FNCLEX, &[]),
-        M::Fninit | M::Finit => t.b.call_void(helpers::FNINIT, &[]),
+        M::Fnclex | M::Fclex => {
+            t.b.call_void(helpers::FNCLEX, &[]);
+            t.next_block();
+        }
+        M::Fninit | M::Finit => {
+            t.b.call_void(helpers::FNINIT, &[]);
+            t.next_block();
+        }
         M::Fnstenv | M::Fstenv | M::Fnsave | M::Fsave | M::Fldenv | M::Frstor => {
             let size = insn.memory_size().size() as u32;
             let small = matches!(size, 14 | 94);
             let saves = !matches!(m, M::Fldenv | M::Frstor);
-            let addr = t.mem_addr(insn, size, if saves { PTR_WRITE } else { PTR_READ });
+            let access = if saves { PTR_WRITE } else { PTR_READ };
+            let addr = t.mem_addr_aligned(insn, size, if small { 2 } else { 4 }, access);
             let addr = t.b.lea(Width::W64, addr);
             let small = t.b.iconst(small.into());
             let registers = t.b.iconst((size >= 94).into());
             let helper = if saves { helpers::FNSAVE } else { helpers::FRSTOR };
             t.b.call_void(helper, &[addr, small, registers]);
+            if !saves {
+                t.next_block();
+            }
         }
-        // FNOP, and what did something on the 8087 and 80287 only.
+        // It counts as an instruction on data.
+        M::Fnop => {
+            let nop = Insn { action: Action::Nop, n: 0, i: 0, pop: false, fop: 0, segment: None };
+            let (what, rip) = constants(t, insn, nop);
+            let zero = t.b.iconst(0);
+            t.b.call_void(helpers::X87, &[what, rip, zero, zero]);
+        }
+        // What did something on the 8087 and 80287 only.
         _ => {}
     }
 }
@@ -392,10 +429,15 @@ fn save_area(t: &mut Translator, insn: &Instruction) -> bool {
         } else {
             PTR_READ
         };
-        let addr = t.mem_addr(insn, size, access);
+        // FXSAVE's and FXRSTOR's other misalignments raise #GP(0).
+        let align = if xsave { 1 } else { 4 };
+        let addr = t.mem_addr_aligned(insn, size, align, access);
         let addr = t.b.lea(Width::W64, addr);
         let how = t.b.iconst(how);
         t.b.call_void(helper, &[addr, how]);
+        if access == PTR_READ {
+            t.next_block();
+        }
     }
     true
 }

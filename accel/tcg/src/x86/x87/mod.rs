@@ -5,10 +5,12 @@
 //! ```
 //!
 //! Registers are kept by physical number, ten bytes each; TOP and the tags beside them. Arithmetic
-//! runs on the host's x87 under the guest's control word ([`host`]), one operation at a time, so that
-//! every bit and every exception is silicon's; nothing of the guest stays in the host's unit.
+//! of a helper runs on the host's x87 under the guest's control word ([`host`]), one operation at a time, so that
+//! every bit and every exception is silicon's; nothing of the guest stays in the host's unit. With all
+//! exceptions masked, instructions need no helper: see [`image`].
 
 pub mod host;
+pub mod image;
 pub mod ops;
 
 use super::Cpu;
@@ -94,6 +96,7 @@ pub fn init(c: &mut Cpu, registers: bool) {
     c.ftop = 0;
     c.ftag_empty = 0xff;
     (c.fop, c.fip, c.fdp) = (0, 0, 0);
+    (c.fcs, c.fds) = (0, 0);
     if registers {
         c.fpr = [[0; 16]; 8];
     }

@@ -81,7 +81,8 @@ pub fn push(c: &mut Cpu, v: F80) {
 /// FLD and FILD, FBLD from memory format.
 pub fn load(c: &mut Cpu, from: Load, lo: u64, hi: u64) {
     let out = host::load(from, lo, hi, c.fcw, c.fsw);
-    if !c.st_empty(7) || c.record(out.sw & !C1, EARLY) {
+    // A denormal is loaded even if its exception is not masked.
+    if !c.st_empty(7) || c.record(out.sw & !C1, IE) {
         push(c, out.r0);
     }
 }
@@ -320,6 +321,10 @@ pub fn unary_push(c: &mut Cpu, op: Op) {
         }
         return;
     }
+    if op != Op::Extract && beyond_angles(c.st(0)) {
+        c.fsw = c.fsw & !C1 | C2;
+        return;
+    }
     let out = host::run(op, &c.st(0), &c.st(1), c.fcw, c.fsw);
     let completes = c.record(out.sw, EARLY);
     if op != Op::Extract {
@@ -333,6 +338,12 @@ pub fn unary_push(c: &mut Cpu, op: Op) {
         c.ftop = (c.ftop + 7) & 7;
         c.set_st(0, out.r0);
     }
+}
+
+/// Whether the magnitude is a finite one of at least 2^63, which the trigonometric instructions do not
+/// take.
+fn beyond_angles(v: F80) -> bool {
+    v.class() == Class::Normal && v.exp & 0x7fff >= 0x3fff + 63
 }
 
 /// FXCH.

@@ -1,0 +1,203 @@
+//! One TLB check for several accesses: which accesses of a block go off one base value and lie close
+//! together, so that the first of them can look their common page up for all.
+//!
+//! The first member of a group (its leader) probes the TLB for the whole span that the group covers
+//! and leaves the addend in a value of its own, which the allocator keeps like any other. A later
+//! member only tests that value: 0 stands for "not shared", and the member then probes for itself,
+//! out of line. A host mapping is never at the guest's own address, so that no addend is 0 (and if
+//! one were, only time would be lost).
+//!
+//! What always holds: whatever might change a mapping ends a group (helper calls) or zeroes the
+//! values of all groups that are open (slow paths, which may reach devices). A group checks the
+//! write tag only if one of its members before the first side exit stores, so that reads of a
+//! read-only page do not become slow for a store that is never reached.
+
+use super::alloc::{NOMEM, NOVAL, regs};
+use super::asm::*;
+use super::generate::Gen;
+use crate::ir::{Block, Inst, Op, Val};
+
+/// Most bytes that a group covers: the wider, the more often it straddles two pages.
+const MAX_SPAN: i64 = 256;
+/// Groups that are extended at the same time.
+const MAX_OPEN: usize = 4;
+/// No group.
+const NO_GROUP: u16 = u16::MAX;
+
+/// Accesses that share one check.
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    /// The base value.
+    base: Val,
+    /// Displacement of the first byte.
+    low: i64,
+    /// Displacement just behind the last byte.
+    high: i64,
+    /// Some member stores.
+    write: bool,
+    /// A side exit lies behind the leader.
+    past_exit: bool,
+    members: u16,
+}
+
+/// The groups of a block; reused between blocks.
+#[derive(Default)]
+pub(super) struct Sharing {
+    groups: Vec<Group>,
+    /// By instruction: its group.
+    member: Vec<u16>,
+    /// Groups that may still grow.
+    open: Vec<u16>,
+    /// Values defined by the block: group `g`'s addend is value `first + g`.
+    first: u16,
+    /// Values of groups whose leader has been emitted.
+    live: Vec<u16>,
+    /// Frame words to be zeroed by cold pieces.
+    words: Vec<i32>,
+}
+
+/// How an access takes part in a group.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Role {
+    /// It checks for itself only.
+    Alone,
+    /// It checks the bytes from `delta` relative to its own address, `len` of them, and defines
+    /// value `addend`.
+    Leader { addend: u16, delta: i64, len: u32, write: bool },
+    /// It uses value `addend`.
+    Member { addend: u16 },
+}
+
+/// The places of all open groups' values at some point.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places {
+    regs: u16,
+    first: u32,
+    count: u32,
+}
+
+impl Sharing {
+    /// Finds the groups of `block`.
+    pub(super) fn plan(&mut self, block: &Block) {
+        self.groups.clear();
+        self.open.clear();
+        self.live.clear();
+        self.words.clear();
+        self.first = block.nvals;
+        self.member.clear();
+        self.member.resize(block.insts.len(), NO_GROUP);
+        for (i, inst) in block.insts.iter().enumerate() {
+            match inst.op {
+                Op::Ld | Op::St => self.access(i, inst),
+                Op::Call => self.open.clear(),
+                Op::BrCc => {
+                    for &g in &self.open {
+                        self.groups[g as usize].past_exit = true;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Adds an access to an open group or opens one for it.
+    fn access(&mut self, i: usize, inst: &Inst) {
+        let [base, index, ..] = inst.ins;
+        let low = i64::from(inst.imm as i32);
+        if !base.is_some() || index.is_some() || low.abs() > 1 << 30 {
+            return;
+        }
+        let high = low + i64::from(inst.w.bytes());
+        let write = inst.op == Op::St;
+        for &g in &self.open {
+            let group = &mut self.groups[g as usize];
+            let (l, h) = (group.low.min(low), group.high.max(high));
+            let allowed = group.write || !write || !group.past_exit;
+            if group.base == base && h - l <= MAX_SPAN && allowed {
+                (group.low, group.high) = (l, h);
+                group.write |= write;
+                group.members += 1;
+                self.member[i] = g;
+                return;
+            }
+        }
+        if self.open.len() == MAX_OPEN {
+            self.open.remove(0);
+        }
+        let g = self.groups.len() as u16;
+        self.groups.push(Group { base, low, high, write, past_exit: false, members: 1 });
+        self.open.push(g);
+        self.member[i] = g;
+    }
+
+    /// Uses of each group's value behind its definition, in the order of the values.
+    pub(super) fn uses(&self) -> impl Iterator<Item = u16> + '_ {
+        self.groups.iter().map(|g| g.members - 1)
+    }
+}
+
+impl Gen {
+    /// The part that instruction `inst`, number `self.at`, has in a group.
+    pub(super) fn role(&self, inst: &Inst) -> Role {
+        let s = &self.sharing;
+        let g = s.member.get(self.at).copied().unwrap_or(NO_GROUP);
+        let Some(group) = s.groups.get(g as usize).filter(|g| g.members > 1) else {
+            return Role::Alone;
+        };
+        let addend = s.first + g;
+        let v = &self.vals[addend as usize];
+        if v.reg != NOREG || v.mem != NOMEM {
+            return Role::Member { addend };
+        }
+        Role::Leader {
+            addend,
+            delta: group.low - i64::from(inst.imm as i32),
+            len: (group.high - group.low) as u32,
+            write: group.write,
+        }
+    }
+
+    /// The leader has been emitted: its group's addend is in `r`.
+    pub(super) fn define_addend(&mut self, role: Role, r: Reg) {
+        if let Role::Leader { addend, .. } = role {
+            self.holds(r, addend);
+            self.sharing.live.push(addend);
+        }
+    }
+
+    /// Where the addends are that a slow path called from here must zero.
+    pub(super) fn addend_places(&mut self) -> Places {
+        let first = self.sharing.words.len();
+        let mut regs_used = 0;
+        let mut k = 0;
+        while let Some(&v) = self.sharing.live.get(k) {
+            if self.vals[v as usize].uses == 0 {
+                self.sharing.live.swap_remove(k);
+                continue;
+            }
+            for r in regs(!(1 << RSP)) {
+                if self.reg_val[r as usize] == v && v != NOVAL {
+                    regs_used |= 1 << r;
+                }
+            }
+            let mem = self.vals[v as usize].mem;
+            if mem != NOMEM {
+                self.sharing.words.push(mem);
+            }
+            k += 1;
+        }
+        let count = (self.sharing.words.len() - first) as u32;
+        Places { regs: regs_used, first: first as u32, count }
+    }
+
+    /// Zeroes the addends at `places`. Changes EFLAGS.
+    pub(super) fn zero_addends(&mut self, places: Places) {
+        for r in regs(places.regs) {
+            self.a.alu_r(Alu::Xor, W32, r, Rm::R(r));
+        }
+        for k in places.first..places.first + places.count {
+            let word = self.sharing.words[k as usize];
+            self.a.store_i(W64, super::frame::frame(word), 0);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! One program on the host and on the translated processors, compared.
+
+use super::guest::Guest;
+use super::host::Host;
+use super::layout::{DATA_LEN, Memory};
+use super::program::Program;
+use super::state::{NAMES, Outcome, Trap};
+use iced_x86::{Instruction, Mnemonic, OpKind};
+use std::fmt::Write;
+use tandem_tcg::BackendKind;
+use tandem_tcg::x86::bits::rflags::{AC, ARITH, TF};
+use tandem_tcg::x86::exception::vector;
+
+/// The oracle and the machines under test.
+pub struct Lab {
+    host: Host,
+    guests: [(&'static str, Guest); 2],
+}
+
+/// What came of a program.
+pub enum Verdict {
+    /// All agree; so many instructions were executed to the first exception, loops counted once.
+    Same(usize),
+    /// Somebody differs: who, and in what.
+    Different(String),
+    /// It cannot be compared: it tried a system call, or has no encoding.
+    Useless,
+}
+
+/// Bits of a page fault's error code that mean the same on both sides: the host's kernel does not
+/// tell which of its own pages are there.
+fn error_mask(t: &Trap) -> u32 {
+    if t.vector == vector::PF && t.addr >> 63 != 0 { !1 } else { !0 }
+}
+
+impl Lab {
+    /// Once in a process.
+    pub fn new() -> Lab {
+        Lab {
+            host: Host::new(),
+            guests: [
+                ("JIT", Guest::new(BackendKind::Jit)),
+                ("interpreter", Guest::new(BackendKind::Interp)),
+            ],
+        }
+    }
+
+    /// Runs `p` everywhere.
+    pub fn judge(&mut self, p: &Program) -> Verdict {
+        let mut p = p.clone();
+        let Some(undefined) = p.undefined_flags() else { return Verdict::Useless };
+        let Some(code) = p.assemble() else { return Verdict::Useless };
+        let mut memory = p.memory.clone();
+        let Some(want) = self.host.run(&p.state, &mut memory, p.bits) else {
+            return Verdict::Useless;
+        };
+        let offset = want.state.rip.wrapping_sub(p.start()) as usize;
+        let done = code.starts.iter().position(|&s| s == offset);
+        // Whether an empty mask keeps it from faulting is the processor's business (SDM vol. 2).
+        use Mnemonic as M;
+        let at = done.and_then(|i| p.items.get(i)).map(|i| i.insn.mnemonic());
+        if matches!(at, Some(M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu)) {
+            return Verdict::Useless;
+        }
+        // A gather may stop half-way for the single-step trap that follows it (SDM vol. 2).
+        let stepped = want.trap.vector == vector::DB || p.state.flags & TF != 0;
+        let gather = done.and_then(|i| p.items.get(i)).is_some_and(|i| i.insn.is_vsib());
+        if stepped && gather {
+            return Verdict::Useless;
+        }
+        // MXCSR.MM is AMD's, and CPUID says that it is not there.
+        if want.state.mxcsr >> 16 != 0 {
+            return Verdict::Useless;
+        }
+        if p.shows_save_area() || done.is_some_and(|i| i > 0 && p.items[i - 1].hidden) {
+            return Verdict::Useless;
+        }
+        // A jump to nowhere: everything may be undefined by then.
+        let mut ignored = done.map_or(ARITH, |i| undefined[i]);
+        if want.trap.vector == vector::DE {
+            ignored = ARITH;
+        }
+        for (name, guest) in &mut self.guests {
+            let mut m = p.memory.clone();
+            let mut got = guest.run(&p.state, &mut m, p.bits);
+            let late = p.state.mxcsr | want.state.mxcsr;
+            if *name == "interpreter" && want.trap.vector == vector::XM && late & 0x18 != 0 {
+                // It does not tell whether an unmasked overflow or underflow is inexact (see its
+                // thunks).
+                got.state.mxcsr = got.state.mxcsr & !0x20 | want.state.mxcsr & 0x20;
+            }
+            if let Some(item) = done.and_then(|i| p.items.get(i)) {
+                excuse(&item.insn, *name == "interpreter", &want, &mut got);
+            }
+            let text = differences(&want, &memory, &got, &m, ignored);
+            if !text.is_empty() {
+                return Verdict::Different(format!("{name} differs from the host:\n{text}"));
+            }
+        }
+        Verdict::Same(done.unwrap_or(0))
+    }
+}
+
+/// Makes equal what may differ.
+fn excuse(insn: &Instruction, interpreted: bool, want: &Outcome, got: &mut Outcome) {
+    use Mnemonic as M;
+    let far = |v: u64| (v as i64) << 16 >> 16 != v as i64;
+    let jump = matches!(insn.mnemonic(), M::Ret | M::Jmp | M::Call);
+    let gp = |o: &Outcome| o.trap.vector == vector::GP && o.trap.error == 0;
+    if jump && gp(want) && gp(got) && far(got.state.rip) {
+        // Processors raise #GP(0) for a target that is not canonical in the jump; here it is raised
+        // at the target: the jump would pay for a look that no program needs.
+        got.state.rip = want.state.rip;
+        got.state.gpr[4] = want.state.gpr[4];
+    }
+    if insn.is_vsib() && insn.op0_kind() == OpKind::Register {
+        // A gather that faults may or may not have cleared what lies above its destination.
+        let (n, from) = (insn.op0_register().number(), insn.op0_register().size());
+        got.state.zmm[n][from..].copy_from_slice(&want.state.zmm[n][from..]);
+    }
+    let area = matches!(
+        insn.mnemonic(),
+        M::Fxsave
+            | M::Fxsave64
+            | M::Fxrstor
+            | M::Fxrstor64
+            | M::Fnsave
+            | M::Frstor
+            | M::Fnstenv
+            | M::Fldenv
+    );
+    // Dot products round several times: an early exception of a late step does not hide late ones of an
+    // early step, which the interpreter cannot tell.
+    let dot = matches!(insn.mnemonic(), M::Dpps | M::Dppd | M::Vdpps | M::Vdppd);
+    if interpreted && dot && want.trap.vector == vector::XM {
+        got.state.mxcsr = want.state.mxcsr;
+    }
+    let near = want.trap.addr.wrapping_sub(got.trap.addr) < 512;
+    if area && want.trap.vector == vector::PF && near {
+        // Which byte of the area a processor touches first is its own business.
+        got.trap = want.trap;
+    }
+    let either = |o: &Outcome| {
+        matches!(o.trap.vector, vector::PF | vector::AC) || area && o.trap.vector == vector::GP
+    };
+    if either(want)
+        && either(got)
+        && want.state.rip == got.state.rip
+        && (area || want.state.flags & AC != 0)
+    {
+        // So is which of two faults of one class comes first.
+        got.trap = want.trap;
+    }
+}
+
+/// What differs, as text.
+fn differences(
+    want: &Outcome,
+    want_memory: &Memory,
+    got: &Outcome,
+    got_memory: &Memory,
+    ignored_flags: u64,
+) -> String {
+    let mut s = String::new();
+    let (a, b) = (&want.state, &got.state);
+    let mask = error_mask(&want.trap);
+    let trap = |t: Trap| Trap { error: t.error & mask, ..t };
+    if trap(want.trap) != trap(got.trap) || a.rip != b.rip {
+        let _ = writeln!(
+            s,
+            "  exception: host {:x?} at {:#x}, translated {:x?} at {:#x}",
+            want.trap, a.rip, got.trap, b.rip
+        );
+    }
+    let mut number = |name: &str, x: u64, y: u64| {
+        if x != y {
+            let _ = writeln!(s, "  {name}: host {x:#x}, translated {y:#x}");
+        }
+    };
+    for (name, (x, y)) in NAMES.iter().zip(a.gpr.iter().zip(&b.gpr)) {
+        number(name, *x, *y);
+    }
+    number("flags", a.flags & !ignored_flags, b.flags & !ignored_flags);
+    number("mxcsr", a.mxcsr.into(), b.mxcsr.into());
+    number("cw", a.cw.into(), b.cw.into());
+    number("sw", a.sw.into(), b.sw.into());
+    number("tags", a.tags.into(), b.tags.into());
+    for i in 0..8 {
+        number(&format!("k{i}"), a.k[i], b.k[i]);
+    }
+    for i in 0..8 {
+        if a.st[i] != b.st[i] {
+            let _ = writeln!(s, "  st{i}: host {:02x?}, translated {:02x?}", a.st[i], b.st[i]);
+        }
+    }
+    for i in 0..32 {
+        if a.zmm[i] != b.zmm[i] {
+            let at = (0..64).find(|&n| a.zmm[i][n] != b.zmm[i][n]).unwrap_or(0) & !7;
+            let (x, y) = (&a.zmm[i][at..at + 8], &b.zmm[i][at..at + 8]);
+            let _ = writeln!(s, "  zmm{i} byte {at}: host {x:02x?}, translated {y:02x?}");
+        }
+    }
+    if want_memory.data != got_memory.data {
+        let at = (0..DATA_LEN).find(|&i| want_memory.data[i] != got_memory.data[i]).unwrap_or(0);
+        let at = at.min(DATA_LEN - 16);
+        let _ = writeln!(
+            s,
+            "  data+{at:#x}: host {:02x?}, translated {:02x?}",
+            &want_memory.data[at..at + 16],
+            &got_memory.data[at..at + 16]
+        );
+    }
+    s
+}
