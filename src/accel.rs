@@ -38,6 +38,11 @@ pub fn finish_log() {
     tandem_tcg::log::flush();
 }
 
+/// Whether this host has KVM, whatever the machine runs on.
+pub fn kvm_is_present() -> bool {
+    kvm().is_ok()
+}
+
 fn auto(config: &VmConfig) -> std::result::Result<Arc<dyn AccelOps>, Failure> {
     match kvm_for_anything() {
         Ok(accel) => {
@@ -86,16 +91,15 @@ fn tcg(config: &VmConfig, options: &TcgOptions) -> Result<Arc<dyn AccelOps>> {
     use tandem_tcg::log::{Items, NAMES};
     use tandem_tcg::{BackendKind, TcgAccel};
 
-    if options.thread == TcgThreads::Single && config.smp.cpus > 1 {
-        return Err(Error::new("tcg cannot yet run several vCPUs on one thread")
-            .remedy("leave out thread=single, or use --smp 1"));
-    }
     let mut made = tandem_tcg::TcgOptions {
         backend: match options.backend {
             TcgBackend::Jit => BackendKind::Jit,
             TcgBackend::Interp => BackendKind::Interp,
         },
         one_insn_per_tb: options.one_insn_per_tb,
+        perf_map: options.perfmap,
+        single_thread: options.thread == TcgThreads::Single,
+        icount: options.icount.map(|i| tandem_tcg::Icount { shift: i.shift, sleep: i.sleep }),
         ..tandem_tcg::TcgOptions::default()
     };
     if let Some(mib) = options.tb_size {

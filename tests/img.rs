@@ -1,119 +1,12 @@
 //! `tandem img` side by side with qemu-img, on images made at random.
+//!
+//! `TANDEM_IMAGES=N` makes N images in each direction instead of a few (scripts/soak-block).
 
+mod images;
+
+use images::{Dir, Random, format_options, has_qemu, noise, rounds};
 use serde_json::Value;
-use std::path::PathBuf;
 use std::process::Command;
-
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new(name: &str) -> Dir {
-        let base = PathBuf::from("/dev/shm");
-        let base = if base.is_dir() { base } else { std::env::temp_dir() };
-        let dir = base.join(format!("tandem-img-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&dir);
-        std::fs::create_dir_all(&dir).unwrap();
-        Dir(dir)
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// xorshift64*: tests repeat exactly.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 11) % n.max(1)
-    }
-    fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
-        of[self.below(of.len() as u64) as usize]
-    }
-}
-
-/// Status, standard output, standard error.
-type Said = (i32, String, String);
-
-impl Dir {
-    fn run(&self, program: &str, words: &str) -> Said {
-        let mut c = Command::new(program);
-        if program != "qemu-img" && program != "qemu-io" {
-            c.arg("img");
-        }
-        let out = c.args(split(words)).current_dir(&self.0).output().unwrap();
-        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-        (out.status.code().unwrap_or(-1), text(&out.stdout), text(&out.stderr))
-    }
-    fn ours(&self, words: &str) -> Said {
-        self.run(env!("CARGO_BIN_EXE_tandem"), words)
-    }
-    fn theirs(&self, words: &str) -> Said {
-        self.run("qemu-img", words)
-    }
-    fn ok(&self, said: Said) -> String {
-        assert_eq!(said.0, 0, "{said:?}");
-        said.1
-    }
-    fn json(&self, said: Said) -> Value {
-        serde_json::from_str(&self.ok(said)).unwrap()
-    }
-    fn read(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.0.join(name)).unwrap()
-    }
-    fn write(&self, name: &str, data: &[u8]) {
-        std::fs::write(self.0.join(name), data).unwrap();
-    }
-}
-
-/// Splits at blanks; '' is an empty word.
-fn split(words: &str) -> Vec<String> {
-    words.split_whitespace().map(|w| if w == "''" { String::new() } else { w.into() }).collect()
-}
-
-fn has_qemu() -> bool {
-    let there = Command::new("qemu-img").arg("--version").output().is_ok();
-    if !there {
-        eprintln!("skipped: qemu-img is not installed");
-    }
-    there
-}
-
-/// Random bytes with long runs of zeros.
-fn noise(r: &mut Random, size: u64) -> Vec<u8> {
-    let mut v = vec![0; size as usize];
-    for _ in 0..r.below(25) {
-        let at = (r.below(size / 512) * 512) as usize;
-        let end = (at + 512 * (1 + r.below(300) as usize)).min(v.len());
-        let byte = r.next() as u8;
-        let plain = r.below(2) == 0;
-        for (i, b) in v[at..end].iter_mut().enumerate() {
-            *b = if plain { byte } else { r.0 as u8 ^ (i / 5) as u8 };
-        }
-    }
-    v
-}
-
-fn format_options(r: &mut Random) -> String {
-    let cluster = 512u64 << r.below(12);
-    let v3 = r.below(4) > 0;
-    let mut o = format!("cluster_size={cluster},compat={}", if v3 { "1.1" } else { "0.10" });
-    if v3 {
-        o += &format!(",refcount_bits={}", 1 << r.below(7));
-        o += r.pick(&["", ",lazy_refcounts=on"]);
-        o += r.pick(&["", ",compression_type=zstd"]);
-    }
-    o
-}
 
 /// Where the parts lie must be the same. Whether data is known to be zeros need not: qemu-img asks
 /// the host about holes only where it guesses that there are many.
@@ -176,7 +69,7 @@ fn conversions_agree_in_both_directions() {
         return;
     }
     let dir = Dir::new("convert");
-    for seed in 1..=40u64 {
+    for seed in 1..=rounds(40) {
         let mut r = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let data = {
             let size = (1 + r.below(6 * 2048)) * 512;
@@ -192,7 +85,7 @@ fn conversions_agree_in_both_directions() {
         for theirs in [false, true] {
             dir.ok(if theirs { dir.theirs(back) } else { dir.ours(back) });
             assert!(dir.read("back") == data, "{words}");
-            std::fs::remove_file(dir.0.join("back")).unwrap();
+            std::fs::remove_file(dir.path("back")).unwrap();
         }
         for tool in ["raw img", "img raw"] {
             let words = format!("compare {tool}");
@@ -212,7 +105,7 @@ fn conversions_agree_in_both_directions() {
         same_report(&dir, "second");
         dir.ok(dir.theirs("compare second raw"));
         for name in ["img", "second"] {
-            std::fs::remove_file(dir.0.join(name)).unwrap();
+            std::fs::remove_file(dir.path(name)).unwrap();
         }
     }
 }
@@ -224,7 +117,7 @@ fn new_images_are_alike() {
     }
     let dir = Dir::new("create");
     let mut r = Random(4711);
-    for _ in 0..40 {
+    for _ in 0..rounds(40) {
         let mut o = format_options(&mut r);
         o += r.pick(&[
             "",
@@ -246,8 +139,8 @@ fn new_images_are_alike() {
         dir.ok(dir.theirs("compare a b"));
         same_report(&dir, "a");
         same_report(&dir, "b");
-        std::fs::remove_file(dir.0.join("a")).unwrap();
-        std::fs::remove_file(dir.0.join("b")).unwrap();
+        std::fs::remove_file(dir.path("a")).unwrap();
+        std::fs::remove_file(dir.path("b")).unwrap();
     }
     for bad in [
         "create -f qcow2 x",
@@ -291,7 +184,7 @@ fn chain(dir: &Dir, r: &mut Random) -> Vec<u8> {
             };
             let out = Command::new("qemu-io")
                 .args(["-f", "qcow2", "-c", &command, name])
-                .current_dir(&dir.0)
+                .current_dir(dir.here())
                 .output()
                 .unwrap();
             assert!(out.status.success(), "{out:?}");
@@ -304,7 +197,7 @@ fn chain(dir: &Dir, r: &mut Random) -> Vec<u8> {
 fn shows(dir: &Dir, name: &str, data: &[u8], what: &str) {
     dir.ok(dir.theirs(&format!("convert -O raw {name} flat")));
     assert!(dir.read("flat") == data, "{what}");
-    std::fs::remove_file(dir.0.join("flat")).unwrap();
+    std::fs::remove_file(dir.path("flat")).unwrap();
     let (code, out, err) = dir.theirs(&format!("check {name}"));
     assert_eq!(code, 0, "{what}: {out}{err}");
 }
@@ -315,10 +208,10 @@ fn chains_are_committed_rebased_and_flattened() {
         return;
     }
     let dir = Dir::new("chain");
-    for seed in 1..=24u64 {
+    for seed in 1..=rounds(24) {
         let mut r = Random(seed.wrapping_mul(0x1357_9bdf_0246_8acf) | 1);
         for name in ["base", "mid", "top", "new", "flat"] {
-            let _ = std::fs::remove_file(dir.0.join(name));
+            let _ = std::fs::remove_file(dir.path(name));
         }
         let shown = chain(&dir, &mut r);
         let what = format!("seed {seed}");
@@ -337,12 +230,12 @@ fn chains_are_committed_rebased_and_flattened() {
             }
             1 => {
                 dir.ok(dir.ours("rebase -b base -F qcow2 top"));
-                std::fs::remove_file(dir.0.join("mid")).unwrap();
+                std::fs::remove_file(dir.path("mid")).unwrap();
                 shows(&dir, "top", &shown, &what);
             }
             2 => {
                 dir.ok(dir.ours("rebase -b '' top"));
-                std::fs::remove_file(dir.0.join("mid")).unwrap();
+                std::fs::remove_file(dir.path("mid")).unwrap();
                 shows(&dir, "top", &shown, &what);
             }
             _ => {
@@ -371,7 +264,7 @@ fn snapshots_and_sizes() {
     assert_eq!(dir.ours("snapshot -l a").1, dir.theirs("snapshot -l a").1);
     let out = Command::new("qemu-io")
         .args(["-f", "qcow2", "-c", "write -P 5 0 1M", "a"])
-        .current_dir(&dir.0)
+        .current_dir(dir.here())
         .output()
         .unwrap();
     assert!(out.status.success());

@@ -10,6 +10,7 @@
 //! * State that is saved is typed, versioned and in the device's own file ([`state::Stateful`]).
 
 pub mod acpi;
+pub mod firmware;
 pub mod gsi;
 pub mod irqchip;
 pub mod legacy;

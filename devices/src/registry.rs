@@ -23,19 +23,23 @@
 //! assert!(find("example").is_ok());
 //! ```
 
+use crate::firmware::bootorder::BootOrder;
 use crate::gsi::IrqInputs;
 use crate::pci::{Bus, Devfn};
 use crate::power::PowerSink;
+use crate::virtio::mmio::Slots;
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tandem_accel::bus::IoBus;
 use tandem_accel::clock::Clock;
 use tandem_accel::irq::MsiSink;
 use tandem_accel::memory::GuestMap;
 use tandem_accel::suggest::{closest_or, one_of};
 use tandem_backends::block::drive::Drive;
-use tandem_backends::chardev::CharSink;
+use tandem_backends::chardev::CharBackend;
+use tandem_backends::net::{MacAddr, Network};
 
 /// One thing that is wrong with a device on a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +83,10 @@ pub enum BusKind {
     Isa,
     /// PCI.
     Pci,
+    /// A virtio-serial-pci device.
+    VirtioSerial,
+    /// A machine's places for virtio devices without PCI.
+    VirtioMmio,
 }
 
 impl fmt::Display for BusKind {
@@ -87,6 +95,8 @@ impl fmt::Display for BusKind {
             BusKind::System => "System",
             BusKind::Isa => "ISA",
             BusKind::Pci => "PCI",
+            BusKind::VirtioSerial => "virtio-serial",
+            BusKind::VirtioMmio => "virtio",
         })
     }
 }
@@ -111,6 +121,8 @@ pub enum PropertyKind {
     PciAddress,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// An Ethernet address of a single station.
+    Mac,
 }
 
 impl fmt::Display for PropertyKind {
@@ -123,6 +135,7 @@ impl fmt::Display for PropertyKind {
             PropertyKind::Text => f.write_str("text"),
             PropertyKind::PciAddress => f.write_str("slot[.function]"),
             PropertyKind::Choice(words) => f.write_str(&words.join("|")),
+            PropertyKind::Mac => f.write_str("xx:xx:xx:xx:xx:xx"),
         }
     }
 }
@@ -149,12 +162,55 @@ const COMMON: &[Property] = &[Property {
 }];
 
 /// Further properties of every PCI device.
-const COMMON_PCI: &[Property] = &[Property {
-    name: "addr",
-    kind: PropertyKind::PciAddress,
-    default: None,
-    description: "slot and function on the root bus; the first free slot if absent",
-}];
+const COMMON_PCI: &[Property] = &[
+    Property {
+        name: "addr",
+        kind: PropertyKind::PciAddress,
+        default: None,
+        description: "slot and function on its bus; the first free slot if absent",
+    },
+    Property {
+        name: "bus",
+        kind: PropertyKind::Text,
+        default: None,
+        description: "the bus: pcie.0, or the id of a root port; pcie.0 if absent",
+    },
+    Property {
+        name: "multifunction",
+        kind: PropertyKind::Bool,
+        default: Some("off"),
+        description: "says that the slot has more functions; it follows from there being some",
+    },
+];
+
+/// PCI buses by name, so that devices can be put behind ports.
+#[derive(Default)]
+pub struct Buses(Mutex<BTreeMap<String, Arc<Bus>>>);
+
+impl Buses {
+    /// The name of the root bus.
+    pub const ROOT: &'static str = "pcie.0";
+
+    /// Adds the bus `name`; does nothing and returns false if the name is taken.
+    pub fn add(&self, name: &str, bus: &Arc<Bus>) -> bool {
+        let mut all = self.0.lock().unwrap();
+        let free = name != Buses::ROOT && !all.contains_key(name);
+        if free {
+            all.insert(name.into(), bus.clone());
+        }
+        free
+    }
+
+    /// The bus `name`, behind a port.
+    fn find(&self, name: &str) -> Result<Arc<Bus>, DeviceFault> {
+        let all = self.0.lock().unwrap();
+        all.get(name).cloned().ok_or_else(|| {
+            let names: Vec<&str> =
+                [Buses::ROOT].into_iter().chain(all.keys().map(String::as_str)).collect();
+            DeviceFault::new(format!("there is no bus '{name}'"), one_of(name, &names))
+        })
+    }
+}
 
 /// Value of a property.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -167,6 +223,8 @@ pub enum Value {
     Text(String),
     /// Of [`PropertyKind::PciAddress`].
     PciAddress(Devfn),
+    /// Of [`PropertyKind::Mac`].
+    Mac(MacAddr),
 }
 
 impl PropertyKind {
@@ -192,6 +250,13 @@ impl PropertyKind {
             PropertyKind::Choice(words) => match words.iter().find(|w| **w == s) {
                 Some(w) => Ok(Value::Text((*w).into())),
                 None => Err(one_of(s, words)),
+            },
+            PropertyKind::Mac => match s.parse::<MacAddr>() {
+                Ok(m) if m.is_multicast() => {
+                    Err("that is a group's address; make the first byte even".into())
+                }
+                Ok(m) => Ok(Value::Mac(m)),
+                Err(e) => Err(e.to_string()),
             },
         }
     }
@@ -242,6 +307,13 @@ impl Properties {
             _ => None,
         }
     }
+    /// An Ethernet address, if present.
+    pub fn mac(&self, name: &str) -> Option<MacAddr> {
+        match self.get(name) {
+            Some(Value::Mac(m)) => Some(*m),
+            _ => None,
+        }
+    }
     /// A PCI address, if present.
     pub fn pci_address(&self, name: &str) -> Option<Devfn> {
         match self.get(name) {
@@ -255,18 +327,32 @@ impl Properties {
 #[derive(Clone, Default)]
 pub struct Backends {
     /// Character devices.
-    pub chardevs: BTreeMap<String, Arc<dyn CharSink>>,
+    pub chardevs: BTreeMap<String, Arc<dyn CharBackend>>,
     /// Drives.
     pub drives: BTreeMap<String, Arc<Drive>>,
+    /// Networks.
+    pub networks: BTreeMap<String, Arc<Network>>,
 }
 
 impl Backends {
     /// The character device `id`.
-    pub fn chardev(&self, id: &str) -> Result<Arc<dyn CharSink>, DeviceFault> {
+    pub fn chardev(&self, id: &str) -> Result<Arc<dyn CharBackend>, DeviceFault> {
         self.chardevs.get(id).cloned().ok_or_else(|| {
             let names: Vec<&str> = self.chardevs.keys().map(String::as_str).collect();
             let remedy = if names.is_empty() { "make it first".into() } else { one_of(id, &names) };
             DeviceFault::new(format!("there is no character device '{id}'"), remedy)
+        })
+    }
+
+    /// The network `id`.
+    pub fn network(&self, id: &str) -> Result<Arc<Network>, DeviceFault> {
+        self.networks.get(id).cloned().ok_or_else(|| {
+            let names: Vec<&str> = self.networks.keys().map(String::as_str).collect();
+            let remedy = match names[..] {
+                [] => format!("make it first with --netdev user,id={id}"),
+                _ => one_of(id, &names),
+            };
+            DeviceFault::new(format!("there is no network '{id}'"), remedy)
         })
     }
 
@@ -280,6 +366,26 @@ impl Backends {
             };
             DeviceFault::new(format!("there is no drive '{id}'"), remedy)
         })
+    }
+}
+
+/// Devices that others look for: a bus that ports plug into, a balloon that an operator squeezes.
+#[derive(Clone, Default)]
+pub struct Directory(Arc<Mutex<Vec<(String, Entry)>>>);
+
+type Entry = Arc<dyn Any + Send + Sync>;
+
+impl Directory {
+    /// Adds a device; `id` is empty if it has none.
+    pub fn add<T: Send + Sync + 'static>(&self, id: &str, device: Arc<T>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((id.into(), device));
+    }
+
+    /// The first device of this type, or the one called `id`.
+    pub fn find<T: Send + Sync + 'static>(&self, id: Option<&str>) -> Option<Arc<T>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut named = all.iter().filter(|(name, _)| id.is_none_or(|id| id == name));
+        named.find_map(|(_, d)| d.clone().downcast().ok())
     }
 }
 
@@ -298,14 +404,22 @@ pub struct DeviceContext {
     pub memory: Arc<GuestMap>,
     /// Where power requests go.
     pub power: Arc<dyn PowerSink>,
-    /// The root bus, on machines with PCI.
+    /// The root bus, on machines with PCI; for a constructor the bus that the device belongs on.
     pub pci: Option<Arc<Bus>>,
+    /// Further PCI buses.
+    pub buses: Arc<Buses>,
+    /// Places for virtio devices without PCI, on machines that have them.
+    pub virtio_mmio: Option<Arc<Slots>>,
+    /// What devices say about the order of booting.
+    pub boot_order: Arc<BootOrder>,
     /// Host-side ends.
     pub backends: Backends,
+    /// Devices that others look for.
+    pub directory: Directory,
 }
 
 impl DeviceContext {
-    /// The root bus.
+    /// The bus that a PCI device belongs on.
     pub fn pci(&self) -> Result<&Arc<Bus>, DeviceFault> {
         self.pci
             .as_ref()
@@ -350,7 +464,8 @@ impl DeviceType {
         let short = match self.bus {
             BusKind::Pci => self.name.strip_suffix("-pci"),
             BusKind::Isa => self.name.strip_prefix("isa-"),
-            BusKind::System => None,
+            // "virtio-blk" alone is the PCI device.
+            BusKind::System | BusKind::VirtioSerial | BusKind::VirtioMmio => None,
         };
         short.unwrap_or(self.name)
     }
@@ -411,6 +526,9 @@ impl DeviceType {
     }
 }
 
+/// How QEMU names virtio devices that have no legacy interface.
+pub const NON_TRANSITIONAL: &str = "-non-transitional";
+
 /// All types, by bus and name.
 pub fn types() -> Vec<&'static DeviceType> {
     let mut all: Vec<_> = inventory::iter::<DeviceType>.into_iter().collect();
@@ -421,6 +539,9 @@ pub fn types() -> Vec<&'static DeviceType> {
 /// The type called `name`; also without `-pci` at the end or `isa-` at the start.
 pub fn find(name: &str) -> Result<&'static DeviceType, DeviceFault> {
     let all = types();
+    // A virtio device without legacy interface is what ours are.
+    let name =
+        name.strip_suffix(NON_TRANSITIONAL).filter(|n| n.starts_with("virtio-")).unwrap_or(name);
     let exact = all.iter().copied().find(|t| t.name == name);
     exact.or_else(|| all.iter().copied().find(|t| t.short_name() == name)).ok_or_else(|| {
         let names: Vec<_> = all.iter().flat_map(|t| [t.name, t.short_name()]).collect();
@@ -460,7 +581,12 @@ pub fn create(
     given: &[(String, String)],
 ) -> Result<Arc<dyn Device>, Vec<DeviceFault>> {
     let (t, props) = check(name, given)?;
-    (t.create)(ctx, &props)
+    let place = match props.text("bus").filter(|b| t.bus == BusKind::Pci && *b != Buses::ROOT) {
+        Some(bus) => ctx.buses.find(bus).map(|bus| DeviceContext { pci: Some(bus), ..ctx.clone() }),
+        None => Ok(ctx.clone()),
+    };
+    place
+        .and_then(|ctx| (t.create)(&ctx, &props))
         .map_err(|f| vec![DeviceFault { what: format!("device '{name}': {}", f.what), ..f }])
 }
 

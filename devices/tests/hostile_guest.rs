@@ -54,6 +54,10 @@ fn board() -> Board {
         memory: memory.clone(),
         power: Arc::new(Deaf),
         pci: Some(root.clone()),
+        buses: Default::default(),
+        directory: Default::default(),
+        virtio_mmio: None,
+        boot_order: Default::default(),
         backends: Backends::default(),
     };
     create(&ctx, "virtio-rng-pci", &[]).unwrap();

@@ -13,6 +13,7 @@ mod bzimage;
 mod elf;
 mod entry;
 mod flat;
+pub mod fw_cfg;
 mod layout;
 mod multiboot;
 mod pvh;
@@ -113,7 +114,8 @@ impl Plan {
             None => {
                 faults.push(Fault::new(
                     "there is nothing to boot",
-                    "name a kernel with --kernel FILE (bzImage, PVH vmlinux or multiboot)",
+                    "name a disk with --drive file=PATH, or a kernel with --kernel FILE (bzImage, \
+                     PVH vmlinux or multiboot)",
                 ));
                 None
             }

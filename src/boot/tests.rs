@@ -32,7 +32,7 @@ impl Drop for Dir {
 
 fn memory(map: &MemoryMap) -> Arc<GuestRam> {
     let guest = GuestMap::new();
-    for (name, at, len) in map.ram() {
+    for (name, at, len) in map.ram(false) {
         guest.add(name, RegionKind::Ram, at, len).unwrap();
     }
     guest.ram()

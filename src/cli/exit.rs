@@ -22,6 +22,8 @@ pub enum Exit {
     Host,
     /// A bug in tandem.
     Bug,
+    /// What the process in the background ended with.
+    Of(u8),
 }
 
 impl Exit {
@@ -29,7 +31,7 @@ impl Exit {
     pub fn status(self) -> u8 {
         match self {
             Exit::Done => 0,
-            Exit::Debug(s) => s,
+            Exit::Debug(s) | Exit::Of(s) => s,
             Exit::Usage => 2,
             Exit::TripleFault => 4,
             Exit::Accelerator => 6,

@@ -6,6 +6,7 @@
 
 pub mod exit;
 pub mod img;
+pub mod nbd;
 pub mod run;
 
 use clap::{Parser, Subcommand};
@@ -36,8 +37,17 @@ pub struct Cli {
 pub enum Command {
     /// Run a virtual machine
     Run(Box<run::RunArgs>),
+    /// Run a virtual machine that is described in QEMU's words: tandem qemu -help
+    ///
+    /// The same as calling tandem by the name qemu-system-x86_64.
+    #[command(disable_help_flag = true)]
+    Qemu,
+    /// Manage machines that run: status, stop, cont, reset, powerdown, quit, info, wait, console
+    Ctl(Box<crate::ctl::CtlArgs>),
     /// Make, look at, check, copy and change disk images
     Img(Box<img::ImgArgs>),
+    /// Export a disk image to NBD clients
+    Nbd(Box<nbd::NbdArgs>),
     /// Say which accelerators work on this host, why not, and how to fix it
     ///
     /// Runs a small guest on each accelerator as proof. Exits with 0 if at least one works.

@@ -1,7 +1,12 @@
 //! `tandem run`: flags to configuration.
 
 use super::exit;
-use crate::config::{Accel, Drive, Fault, LOG_ITEMS, Serial, Size, VmConfig, parse};
+use crate::config::accel::{Icount, TcgOptions};
+use crate::config::monitor::{Endpoint, Mode, Monitor};
+use crate::config::{
+    Accel, Chardev, Drive, Fault, LOG_ITEMS, Netdev, Serial, Size, VmConfig, firmware, parse,
+};
+use crate::ctl::runtime;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -25,6 +30,19 @@ pub struct RunArgs {
     /// loaded and entered at 0x7c00)
     #[arg(long, value_name = "FORMAT", default_value = "auto", help_heading = "Boot")]
     kernel_format: String,
+    /// Firmware: uefi, bios, or code=FILE[,vars=FILE] (flash images; vars is written). uefi without
+    /// vars forgets its variables in the end. Without a kernel, disks start through SeaBIOS
+    #[arg(long, value_name = "FIRMWARE", help_heading = "Boot")]
+    firmware: Option<String>,
+    /// Image of the firmware's ROM
+    #[arg(long, value_name = "FILE", help_heading = "Boot")]
+    bios: Option<PathBuf>,
+    /// Image of a flash device: the firmware's code, given again its variables
+    #[arg(long = "pflash", value_name = "FILE", help_heading = "Boot")]
+    pflash: Vec<PathBuf>,
+    /// File for what the firmware writes to its debug port
+    #[arg(long, value_name = "FILE", help_heading = "Boot")]
+    debugcon: Option<PathBuf>,
     /// A reset by the guest ends the machine instead of restarting it
     #[arg(long, help_heading = "Boot")]
     no_reboot: bool,
@@ -50,14 +68,57 @@ pub struct RunArgs {
     /// repeatable for COM1 to COM4 [default: stdio]
     #[arg(long = "serial", value_name = "WHERE", help_heading = "Machine")]
     serials: Vec<String>,
-    /// Disk image: file=PATH[,format=raw|qcow2][,if=virtio|none][,id=ID][,readonly=on]
+    /// Disk image: file=PATH[,format=raw|qcow2][,if=virtio|none|pflash][,id=ID][,readonly=on]
     /// [,snapshot=on][,cache=writeback|none|writethrough|directsync|unsafe][,aio=threads|io_uring]
     /// [,discard=unmap][,detect-zeroes=on|unmap][,throttling.bps-total=N…]; repeatable
     #[arg(long = "drive", value_name = "DRIVE", help_heading = "Machine")]
     drives: Vec<String>,
+    /// Network with a virtio card: user[,hostfwd=tcp::2222-:22][,mac=…], or any --netdev; repeatable
+    #[arg(long = "net", value_name = "NETWORK", help_heading = "Machine")]
+    nets: Vec<String>,
+    /// Network for a card that --device makes (netdev=ID): user,id=ID[,net=ADDR/BITS][,host=ADDR]
+    /// [,dns=ADDR][,dhcpstart=ADDR][,restrict=on][,hostname=NAME][,hostfwd=tcp|udp:[ADDR]:PORT-[ADDR]:PORT…]
+    /// [,guestfwd=tcp:ADDR:PORT-cmd:COMMAND…]; tap,id=ID[,ifname=NAME|fd=N]; stream,id=ID[,server=on]
+    /// ,addr.type=unix|inet|fd,addr.path=PATH…[,reconnect-ms=N] (passt); dgram,id=ID,local.type=…
+    /// ,remote.type=…; repeatable
+    #[arg(long = "netdev", value_name = "NETWORK", help_heading = "Machine")]
+    netdevs: Vec<String>,
+    /// Character device for a device (chardev=ID): socket,id=ID,path=PATH|host=HOST,port=PORT
+    /// [,server=on][,reconnect=SECONDS]; pty|stdio|null,id=ID; file,id=ID,path=PATH;
+    /// ringbuf,id=ID[,size=N]; repeatable
+    #[arg(long = "chardev", value_name = "CHARDEV", help_heading = "Machine")]
+    chardevs: Vec<String>,
     /// Device NAME[,property=value…]; repeatable; "help" lists the names, "NAME,help" the properties
     #[arg(long = "device", value_name = "DEVICE", help_heading = "Machine")]
     devices: Vec<String>,
+
+    /// Manage the machine by QMP at unix:PATH, tcp:HOST:PORT, pty or stdio; a socket is listened on
+    /// [,server=on|off][,wait=on: do not start before somebody has connected]; repeatable; "help"
+    /// prints the reference of all commands and events
+    #[arg(long = "qmp", value_name = "WHERE", help_heading = "Management")]
+    qmp: Vec<String>,
+    /// Monitor for people at unix:PATH, tcp:HOST:PORT, pty or stdio; repeatable
+    #[arg(long = "monitor", value_name = "WHERE", help_heading = "Management")]
+    monitor: Vec<String>,
+    /// Name of the machine; tandem ctl finds it by this name
+    #[arg(long, value_name = "NAME", help_heading = "Management")]
+    name: Option<String>,
+    /// Go on in the background when the machine is built; its serial port is at tandem ctl NAME
+    /// console
+    #[arg(long, help_heading = "Management")]
+    pub detach: bool,
+    /// Read the machine from a TOML file, as --print-config writes it
+    #[arg(long, value_name = "FILE", help_heading = "Management")]
+    config: Option<PathBuf>,
+    /// Write the machine as TOML instead of running it
+    #[arg(long, help_heading = "Management")]
+    pub print_config: bool,
+    /// Do not start the guest before a monitor says cont
+    #[arg(long, short = 'S', help_heading = "Management")]
+    paused: bool,
+    /// Keep a machine that has shut down, stopped, so that it can be looked at or reset
+    #[arg(long, help_heading = "Management")]
+    no_shutdown: bool,
 
     /// Log execution: comma-separated items, "help" lists them
     #[arg(short = 'd', value_name = "ITEMS", help_heading = "Seeing inside")]
@@ -68,13 +129,21 @@ pub struct RunArgs {
     /// Restrict the log to guest addresses START..END, START+LEN or START-LEN (comma-separated)
     #[arg(long, value_name = "RANGES", help_heading = "Seeing inside")]
     dfilter: Option<String>,
+    /// Make guest time from executed instructions, 2^N ns each (0-10), so that the same input gives
+    /// the same run; or auto: as near to host time as it gets. Idle time passes as in the host, or
+    /// with ,sleep=off at once. All processors take turns on one thread (tcg only)
+    #[arg(long, value_name = "N|auto[,sleep=off]", help_heading = "Machine")]
+    icount: Option<String>,
     /// Translate one guest instruction per block (same as the tcg option)
     #[arg(long, help_heading = "Seeing inside")]
     one_insn_per_tb: bool,
+    /// Write a map of translated code for perf to /tmp/perf-PID.map (same as the tcg option)
+    #[arg(long, help_heading = "Seeing inside")]
+    perfmap: bool,
 }
 
 /// A question that flags can ask instead of running a machine.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
     /// `--device help`.
     Devices,
@@ -84,6 +153,8 @@ pub enum Question {
     CpuModels,
     /// `-d help`.
     LogItems,
+    /// `--qmp help`.
+    Qmp,
 }
 
 impl RunArgs {
@@ -94,6 +165,9 @@ impl RunArgs {
         }
         if self.log.as_deref() == Some("help") {
             return Some(Question::LogItems);
+        }
+        if self.qmp.iter().any(|q| q == "help") {
+            return Some(Question::Qmp);
         }
         self.devices.iter().find_map(|d| match d.split_once(',') {
             None if d == "help" => Some(Question::Devices),
@@ -106,6 +180,12 @@ impl RunArgs {
     /// flag leaves its default, so that the rest can be judged too.
     pub fn config(&self) -> (VmConfig, Vec<Fault>) {
         let mut faults = Vec::new();
+        if let Some(path) = &self.config {
+            return match crate::config::file::read(path) {
+                Ok(c) => (c, faults),
+                Err(f) => (VmConfig::default(), f),
+            };
+        }
         let mut c = VmConfig { machine: self.machine.clone(), ..VmConfig::default() };
         match Size::parse(&self.memory) {
             Ok(size) => c.memory = size,
@@ -120,7 +200,17 @@ impl RunArgs {
             c.accel = vec![Accel::Auto];
         }
         if self.one_insn_per_tb {
-            self.force_one_insn_per_tb(&mut c.accel, &mut faults);
+            force_tcg("--one-insn-per-tb", &mut c.accel, &mut faults, |o| o.one_insn_per_tb = true);
+        }
+        if self.perfmap {
+            force_tcg("--perfmap", &mut c.accel, &mut faults, |o| o.perfmap = true);
+        }
+        match self.icount.as_deref().map(Icount::parse) {
+            Some(Ok(i)) => {
+                force_tcg("--icount", &mut c.accel, &mut faults, |o| o.icount = Some(i));
+            }
+            Some(Err(f)) => faults.push(f),
+            None => {}
         }
         c.boot.kernel = self.kernel.clone();
         c.boot.initrd = self.initrd.clone();
@@ -143,13 +233,63 @@ impl RunArgs {
                 .collect();
         }
         c.drives = self.drives.iter().filter_map(|d| Drive::parse(d, &mut faults)).collect();
+        c.chardevs = self.chardevs.iter().filter_map(|d| Chardev::parse(d, &mut faults)).collect();
+        let nets = self.nets.iter().filter(|n| *n != "none").map(|n| ("--net", n));
+        let all = nets.chain(self.netdevs.iter().map(|n| ("--netdev", n)));
+        c.networks = all.filter_map(|(f, n)| Netdev::parse(f, n, &mut faults)).collect();
+        c.firmware.debug = self.debugcon.clone();
+        c.firmware.bios = self.bios.clone();
+        if let Some(words) = &self.firmware {
+            let (rom, flash) = firmware::parse(words, &mut faults);
+            c.firmware.bios = c.firmware.bios.or(rom);
+            c.drives.extend(flash);
+        }
+        c.drives.extend(self.pflash.iter().map(firmware::flash));
         for d in &self.devices {
             match parse::device(d) {
                 Ok(d) => c.devices.push(d),
                 Err(f) => faults.push(f),
             }
         }
+        for place in &self.qmp {
+            match Endpoint::parse(place, "--qmp", true, false) {
+                Ok(at) => c.monitors.push(Monitor {
+                    mode: Mode::Control,
+                    pretty: false,
+                    chardev: None,
+                    at,
+                }),
+                Err(f) => faults.push(f),
+            }
+        }
+        for place in &self.monitor {
+            match Endpoint::parse(place, "--monitor", true, false) {
+                Ok(at) => {
+                    c.monitors.push(Monitor {
+                        mode: Mode::Readline,
+                        pretty: false,
+                        chardev: None,
+                        at,
+                    });
+                }
+                Err(f) => faults.push(f),
+            }
+        }
+        if let Some(name) = &self.name {
+            match runtime::place(name) {
+                Ok(place) => c.monitors.push(place.monitor()),
+                Err(f) => faults.push(f),
+            }
+            if self.detach && self.serials.is_empty() {
+                c.serials = runtime::place(name).map(|p| p.serial()).into_iter().collect();
+            }
+        } else if self.detach {
+            faults.push(Fault::new("a machine in the background needs a name", "add --name NAME"));
+        }
+        c.name = self.name.clone();
+        c.paused = self.paused;
         c.no_reboot = self.no_reboot;
+        c.no_shutdown = self.no_shutdown;
         if let Some(items) = &self.log {
             c.log.items = parse::log_items(items, &mut faults);
         }
@@ -159,24 +299,30 @@ impl RunArgs {
         }
         (c, faults)
     }
+}
 
-    fn force_one_insn_per_tb(&self, list: &mut Vec<Accel>, faults: &mut Vec<Fault>) {
-        if *list == [Accel::Auto] {
-            *list = vec![Accel::Tcg(Default::default())];
+/// Sets an option of translation that has a flag of its own, `flag`.
+fn force_tcg(
+    flag: &str,
+    list: &mut Vec<Accel>,
+    faults: &mut Vec<Fault>,
+    set: impl Fn(&mut TcgOptions),
+) {
+    if *list == [Accel::Auto] {
+        *list = vec![Accel::Tcg(TcgOptions::default())];
+    }
+    let mut any = false;
+    for a in list {
+        if let Accel::Tcg(o) = a {
+            set(o);
+            any = true;
         }
-        let mut any = false;
-        for a in list {
-            if let Accel::Tcg(o) = a {
-                o.one_insn_per_tb = true;
-                any = true;
-            }
-        }
-        if !any {
-            faults.push(Fault::new(
-                "--one-insn-per-tb means nothing without translation",
-                "add tcg to --accel or remove the flag",
-            ));
-        }
+    }
+    if !any {
+        faults.push(Fault::new(
+            format!("{flag} means nothing without translation"),
+            "add tcg to --accel or remove the flag",
+        ));
     }
 }
 

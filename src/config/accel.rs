@@ -25,8 +25,12 @@ pub struct TcgOptions {
     pub backend: TcgBackend,
     /// How vCPUs are spread over host threads.
     pub thread: TcgThreads,
+    /// Guest time from executed instructions; implies one thread.
+    pub icount: Option<Icount>,
     /// Each block holds one guest instruction.
     pub one_insn_per_tb: bool,
+    /// A map of translated code for `perf` is written to `/tmp/perf-PID.map`.
+    pub perfmap: bool,
     /// Size of the code cache in MiB; the accelerator's own choice if absent.
     pub tb_size: Option<u32>,
 }
@@ -42,6 +46,58 @@ pub enum TcgBackend {
     Interp,
 }
 
+/// How guest time follows from executed instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Icount {
+    /// An instruction takes `1 << shift` nanoseconds, 0–10; found from host time if absent.
+    #[serde(default)]
+    pub shift: Option<u8>,
+    /// Idle time passes as in the host, else at once.
+    pub sleep: bool,
+}
+
+impl Icount {
+    /// Reads `N` or `auto`, with `,sleep=on|off`.
+    ///
+    /// # Errors
+    /// What is wrong with the word.
+    pub fn parse(word: &str) -> Result<Icount, Fault> {
+        let mut words = word.split(',');
+        let shift = words.next().unwrap_or("");
+        let shift = match (shift, shift.parse()) {
+            ("auto", _) => None,
+            (_, Ok(n @ 0..=10)) => Some(n),
+            _ => {
+                let what = format!("icount '{shift}' is neither auto nor a shift");
+                return Err(Fault::new(what, "use auto or 0 to 10: 2^N ns for an instruction"));
+            }
+        };
+        let mut icount = Icount { shift, sleep: true };
+        for w in words {
+            icount.sleep = match w {
+                "sleep=on" => true,
+                "sleep=off" => false,
+                _ => {
+                    let what = format!("icount has no option '{w}'");
+                    return Err(Fault::new(what, "use sleep=on or sleep=off"));
+                }
+            };
+        }
+        Ok(icount)
+    }
+}
+
+impl fmt::Display for Icount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.shift {
+            Some(n) => write!(f, "{n}")?,
+            None => f.write_str("auto")?,
+        }
+        f.write_str(if self.sleep { "" } else { ",sleep=off" })
+    }
+}
+
 /// How vCPUs are spread over host threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -54,7 +110,8 @@ pub enum TcgThreads {
 }
 
 const NAMES: [&str; 3] = ["auto", "kvm", "tcg"];
-const TCG_OPTIONS: [&str; 4] = ["backend", "thread", "one-insn-per-tb", "tb-size"];
+const TCG_OPTIONS: [&str; 7] =
+    ["backend", "thread", "icount", "sleep", "one-insn-per-tb", "perfmap", "tb-size"];
 
 impl Accel {
     /// Its name on the command line.
@@ -114,9 +171,27 @@ impl TcgOptions {
                 "single" => self.thread = TcgThreads::Single,
                 _ => bad(&["multi", "single"]),
             },
+            "icount" => match Icount::parse(value) {
+                Ok(i) => self.icount = Some(i),
+                Err(f) => faults.push(f),
+            },
+            "sleep" => match (&mut self.icount, value) {
+                (Some(i), "on") => i.sleep = true,
+                (Some(i), "off") => i.sleep = false,
+                (Some(_), _) => bad(&["on", "off"]),
+                (None, _) => faults.push(Fault::new(
+                    format!("accelerator option sleep={value} belongs to icount"),
+                    "put icount=N or icount=auto before it",
+                )),
+            },
             "one-insn-per-tb" => match value {
                 "on" => self.one_insn_per_tb = true,
                 "off" => self.one_insn_per_tb = false,
+                _ => bad(&["on", "off"]),
+            },
+            "perfmap" => match value {
+                "on" => self.perfmap = true,
+                "off" => self.perfmap = false,
                 _ => bad(&["on", "off"]),
             },
             "tb-size" => match value.parse() {
@@ -144,8 +219,14 @@ impl fmt::Display for Accel {
             if o.thread == TcgThreads::Single {
                 f.write_str(",thread=single")?;
             }
+            if let Some(i) = &o.icount {
+                write!(f, ",icount={i}")?;
+            }
             if o.one_insn_per_tb {
                 f.write_str(",one-insn-per-tb=on")?;
+            }
+            if o.perfmap {
+                f.write_str(",perfmap=on")?;
             }
             if let Some(n) = o.tb_size {
                 write!(f, ",tb-size={n}")?;
@@ -161,7 +242,13 @@ mod tests {
 
     #[test]
     fn lists_with_options_read_and_print() {
-        for s in ["auto", "kvm", "kvm:tcg", "tcg,backend=interp,thread=single,one-insn-per-tb=on"] {
+        for s in [
+            "auto",
+            "kvm",
+            "kvm:tcg",
+            "tcg,icount=3,sleep=off",
+            "tcg,backend=interp,thread=single,one-insn-per-tb=on",
+        ] {
             let mut faults = vec![];
             let list = Accel::parse_list(s, &mut faults);
             assert!(faults.is_empty(), "{s}: {faults:?}");

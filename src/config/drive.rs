@@ -17,6 +17,8 @@ pub enum Interface {
     Virtio,
     /// Nothing: a `--device` names it.
     None,
+    /// Flash below 4 GiB: the first has the firmware's code, the second its variables.
+    Pflash,
 }
 
 /// A drive.
@@ -43,6 +45,11 @@ pub struct Drive {
     pub discard: bool,
     /// What is done about writes of zeros: `off`, `on` or `unmap`; `off` if absent.
     pub detect_zeroes: Option<String>,
+    /// What stands in the image about another behind it is not followed.
+    pub no_backing: bool,
+    /// Name of the node below the format.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file_node: Option<String>,
     /// Limits.
     #[serde(skip_serializing_if = "Throttling::is_none")]
     pub throttling: Throttling,
@@ -189,8 +196,9 @@ impl Drive {
             "format" => self.format = Some(word(key, value, &open::FORMATS)?),
             "id" => self.id = Some(value.into()),
             "if" => {
-                self.interface = match word(key, value, &["virtio", "none"])?.as_str() {
+                self.interface = match word(key, value, &["virtio", "none", "pflash"])?.as_str() {
                     "none" => Interface::None,
+                    "pflash" => Interface::Pflash,
                     _ => Interface::Virtio,
                 }
             }
@@ -259,6 +267,7 @@ impl Drive {
         spec.write = !self.readonly && !self.snapshot;
         spec.direct = self.options().cache.direct;
         spec.options.unmap = self.discard;
+        spec.backing = !self.no_backing;
         spec
     }
 

@@ -10,15 +10,22 @@
 //! * Text becomes data in [`parse`]; the pieces have the same spelling in every front end.
 
 pub mod accel;
+pub mod chardev;
 pub mod drive;
 mod fault;
+pub mod file;
+pub mod firmware;
+pub mod monitor;
+pub mod net;
 pub mod parse;
 mod size;
-mod validate;
+pub mod validate;
 
 pub use accel::{Accel, TcgOptions};
 pub use drive::{Drive, Interface};
 pub use fault::Fault;
+pub use firmware::Firmware;
+pub use net::Netdev;
 pub use size::Size;
 
 use serde::{Deserialize, Serialize};
@@ -28,7 +35,14 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VmConfig {
-    /// Machine type.
+    /// Name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// UUID, 8-4-4-4-12 hexadecimal digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
+    /// Machine type: `q35`, `microvm`, or `none` for one without processors and memory, which only answers
+    /// questions.
     pub machine: String,
     /// Guest RAM.
     pub memory: Size,
@@ -40,14 +54,28 @@ pub struct VmConfig {
     pub accel: Vec<Accel>,
     /// What to boot.
     pub boot: Boot,
+    /// What starts the machine before that.
+    pub firmware: Firmware,
+    /// Character devices with names.
+    pub chardevs: Vec<Chardev>,
+    /// Objects that devices use.
+    pub objects: Vec<Object>,
     /// What COM1… lead to, in order; at most four.
     pub serials: Vec<Serial>,
     /// Images for disks.
     pub drives: Vec<Drive>,
+    /// Networks for cards.
+    pub networks: Vec<Netdev>,
     /// Devices beyond the machine's own.
     pub devices: Vec<Device>,
+    /// Where programs and people manage the machine.
+    pub monitors: Vec<monitor::Monitor>,
+    /// The guest is not started before somebody says so.
+    pub paused: bool,
     /// A guest's reset ends the machine instead of restarting it.
     pub no_reboot: bool,
+    /// A machine that has shut down is kept, stopped.
+    pub no_shutdown: bool,
     /// What is logged about the guest's execution.
     pub log: Log,
 }
@@ -55,16 +83,25 @@ pub struct VmConfig {
 impl Default for VmConfig {
     fn default() -> VmConfig {
         VmConfig {
+            name: None,
+            uuid: None,
             machine: "q35".into(),
             memory: Size::mib(512),
             smp: Smp::default(),
             cpu: "max".into(),
             accel: vec![Accel::Auto],
             boot: Boot::default(),
+            firmware: Firmware::default(),
+            chardevs: Vec::new(),
+            objects: Vec::new(),
             serials: vec![Serial::Stdio],
             drives: Vec::new(),
+            networks: Vec::new(),
             devices: Vec::new(),
+            monitors: Vec::new(),
+            paused: false,
             no_reboot: false,
+            no_shutdown: false,
             log: Log::default(),
         }
     }
@@ -160,6 +197,70 @@ pub enum Serial {
     Unix(PathBuf),
     /// Nowhere.
     Null,
+    /// A TCP socket, `HOST:PORT`, that tandem listens on.
+    Listen(String),
+    /// A server that tandem connects to.
+    Connect {
+        /// `unix:PATH` or `inet:HOST:PORT`.
+        to: String,
+        /// Milliseconds until a broken connection is made again.
+        #[serde(default)]
+        reconnect_ms: Option<u64>,
+    },
+    /// Memory that keeps the newest bytes.
+    Ring(Size),
+    /// The named character device.
+    Chardev(String),
+}
+
+/// A character device with a name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chardev {
+    /// Its name.
+    pub id: String,
+    /// Where it leads.
+    pub to: Serial,
+}
+
+/// An object that devices use: a source of entropy, a secret.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Object {
+    /// Its type.
+    pub qom_type: String,
+    /// Its name.
+    pub id: String,
+    /// Properties in the order given.
+    #[serde(default)]
+    pub props: Vec<(String, String)>,
+}
+
+impl VmConfig {
+    /// The machine type without anything in it.
+    pub const NO_MACHINE: &str = "none";
+
+    /// Whether there is no machine, only somebody who answers questions.
+    pub fn is_none(&self) -> bool {
+        self.machine == VmConfig::NO_MACHINE
+    }
+
+    /// The character devices that no serial port has: those for devices.
+    pub fn free_chardevs(&self) -> impl Iterator<Item = &Chardev> {
+        let used = |c: &Chardev| self.serials.iter().any(|s| *s == Serial::Chardev(c.id.clone()));
+        self.chardevs.iter().filter(move |c| !used(c))
+    }
+
+    /// Where serial port `index` leads, and under which name.
+    pub fn serial(&self, index: usize) -> Option<(String, &Serial)> {
+        match self.serials.get(index)? {
+            Serial::Chardev(id) => {
+                let named = self.chardevs.iter().find(|c| c.id == *id)?;
+                Some((id.clone(), &named.to))
+            }
+            other => Some((format!("serial{index}"), other)),
+        }
+    }
 }
 
 /// A device: the name of its type and its properties.
@@ -186,7 +287,7 @@ pub struct Log {
 }
 
 /// The items of `-d` with their meanings.
-pub const LOG_ITEMS: [(&str, &str); 9] = [
+pub const LOG_ITEMS: [(&str, &str); 10] = [
     ("in_asm", "guest code as it is translated"),
     ("op", "intermediate representation as translated"),
     ("op_opt", "intermediate representation after optimisation"),
@@ -196,4 +297,5 @@ pub const LOG_ITEMS: [(&str, &str); 9] = [
     ("int", "interrupts and exceptions"),
     ("mmu", "TLB misses and page faults"),
     ("nochain", "do not chain blocks, so that exec and cpu show all of them"),
+    ("counters", "what each vCPU has counted, when it ends"),
 ];

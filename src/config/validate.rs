@@ -12,11 +12,11 @@ use tandem_accel::x86::model::{ModelSpec, Topology, models};
 use tandem_devices::registry;
 
 /// Machine types.
-const MACHINES: [&str; 1] = ["q35"];
+pub const MACHINES: [&str; 3] = ["q35", crate::machine::microvm::NAME, VmConfig::NO_MACHINE];
 /// Serial ports of a PC.
 const MAX_SERIALS: usize = 4;
 /// Processors with an 8-bit local APIC ID; FFh is the broadcast ID.
-const MAX_CPUS: u32 = 255;
+pub const MAX_CPUS: u32 = 255;
 /// `sun_path` with its terminating NUL.
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -29,22 +29,81 @@ impl VmConfig {
             let what = format!("there is no machine type '{}'", self.machine);
             faults.push(Fault::new(what, one_of(&self.machine, &MACHINES)));
         }
+        self.accelerators(&mut faults);
+        self.identity(&mut faults);
+        if self.is_none() {
+            return faults;
+        }
         let memory_is_good = self.memory(&mut faults);
         self.processors(&mut faults);
-        self.accelerators(&mut faults);
         // With bad memory, files are judged as if there were plenty: what does not fit would only
         // repeat that fault.
         let memory = if memory_is_good { self.memory } else { MAX_RAM };
-        let plan = boot::Plan::new(&self.boot, &MemoryMap::new(memory));
-        faults.extend(plan.err().into_iter().flatten());
+        if self.starts_with_firmware() {
+            self.firmware(&mut faults);
+        } else {
+            if self.firmware.bios.is_some() || self.flash().next().is_some() {
+                let what = format!("machine '{}' has no place for firmware", self.machine);
+                faults.push(Fault::new(what, "remove --bios, --firmware and --pflash"));
+            }
+            let plan = boot::Plan::new(&self.boot, &MemoryMap::new(memory));
+            faults.extend(plan.err().into_iter().flatten());
+        }
+        if let Some(p) = &self.firmware.debug {
+            faults.extend(creatable(p, "firmware log"));
+        }
         self.serial_ports(&mut faults);
         crate::machine::drives::judge(self, &mut faults);
+        crate::machine::networks::judge(self, &mut faults);
         for d in &self.devices {
             let found = registry::check(&d.driver, &d.props).err();
             faults.extend(found.into_iter().flatten().map(Fault::from));
         }
         self.logging(&mut faults);
         faults
+    }
+
+    fn identity(&self, faults: &mut Vec<Fault>) {
+        let good = |u: &str| {
+            let parts: Vec<&str> = u.split('-').collect();
+            parts.iter().map(|p| p.len()).eq([8, 4, 4, 4, 12])
+                && parts.iter().all(|p| p.bytes().all(|b| b.is_ascii_hexdigit()))
+        };
+        if let Some(u) = self.uuid.as_ref().filter(|u| !good(u)) {
+            let what = format!("'{u}' is no UUID");
+            faults.push(Fault::new(what, "write 8-4-4-4-12 hexadecimal digits"));
+        }
+        for (i, c) in self.chardevs.iter().enumerate() {
+            if self.chardevs[..i].iter().any(|d| d.id == c.id) {
+                let what = format!("two character devices are called '{}'", c.id);
+                faults.push(Fault::new(what, "give each an id of its own"));
+            }
+        }
+        for s in &self.serials {
+            if let Serial::Chardev(id) = s
+                && !self.chardevs.iter().any(|c| c.id == *id)
+            {
+                let what =
+                    format!("a serial port names character device '{id}', which is not there");
+                faults.push(Fault::new(what, "define it"));
+            }
+        }
+        for d in &self.devices {
+            for (_, id) in d.props.iter().filter(|(k, _)| k == "rng") {
+                if !self.objects.iter().any(|o| o.id == *id && o.is_rng()) {
+                    let what =
+                        format!("device '{}' names rng '{id}', which is not there", d.driver);
+                    faults.push(Fault::new(what, format!("add -object rng-random,id={id}")));
+                }
+            }
+        }
+        for (i, o) in self.objects.iter().enumerate() {
+            faults.extend(crate::machine::objects::judge(o));
+            if self.objects[..i].iter().any(|p| p.id == o.id) {
+                let what = format!("two objects are called '{}'", o.id);
+                faults.push(Fault::new(what, "give each an id of its own"));
+            }
+        }
     }
 
     fn memory(&self, faults: &mut Vec<Fault>) -> bool {
@@ -59,7 +118,7 @@ impl VmConfig {
                 format!("{} of guest memory is more than the machine can address", self.memory),
                 format!("give at most {MAX_RAM} with -m"),
             ));
-        } else if self.memory.bytes() % (1 << 20) != 0 {
+        } else if !self.memory.bytes().is_multiple_of(1 << 20) {
             faults.push(Fault::new(
                 format!("{} of guest memory is not a whole number of MiB", self.memory),
                 "round it to MiB",
@@ -138,15 +197,17 @@ impl VmConfig {
                 format!("give --serial at most {MAX_SERIALS} times"),
             ));
         }
-        if self.serials.iter().filter(|s| **s == Serial::Stdio).count() > 1 {
+        let ends: Vec<&Serial> =
+            (0..self.serials.len()).filter_map(|i| self.serial(i)).map(|(_, s)| s).collect();
+        if ends.iter().filter(|s| ***s == Serial::Stdio).count() > 1 {
             faults.push(Fault::new(
                 "two serial ports cannot share the terminal",
                 "use --serial stdio once and pty, file:PATH or unix:PATH for the others",
             ));
         }
-        for (i, s) in self.serials.iter().enumerate() {
-            let twin = matches!(s, Serial::File(_) | Serial::Unix(_))
-                && self.serials[..i].iter().any(|o| o == s);
+        for (i, s) in ends.iter().enumerate() {
+            let twin =
+                matches!(s, Serial::File(_) | Serial::Unix(_)) && ends[..i].iter().any(|o| o == s);
             match s {
                 Serial::File(p) | Serial::Unix(p) if twin => faults.push(Fault::new(
                     format!("two serial ports lead to '{}'", p.display()),
@@ -154,7 +215,18 @@ impl VmConfig {
                 )),
                 Serial::File(p) => faults.extend(creatable(p, "serial output file")),
                 Serial::Unix(p) => faults.extend(socket(p)),
-                Serial::Stdio | Serial::Pty | Serial::Null => {}
+                Serial::Chardev(_) => faults.push(Fault::new(
+                    "a character device leads to another",
+                    "name the other instead",
+                )),
+                _ => {}
+            }
+        }
+        for c in self.free_chardevs() {
+            match &c.to {
+                Serial::File(p) => faults.extend(creatable(p, "character device's file")),
+                Serial::Unix(p) => faults.extend(socket(p)),
+                _ => {}
             }
         }
     }

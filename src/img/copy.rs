@@ -1,11 +1,11 @@
 //! Commands that move data: `convert`, `commit`, `rebase`, `compare`.
 
-use super::chain::status;
 use super::create::create_image;
 use super::{Failure, Progress, open};
 use crate::cli::img::{Commit, Compare, Convert, Rebase};
 use std::path::Path;
 use std::sync::Arc;
+use tandem_backends::block::chain::status;
 use tandem_backends::block::open::{OpenSpec, open_snapshot};
 use tandem_backends::block::pieces::is_zero;
 use tandem_backends::block::{

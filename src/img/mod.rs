@@ -2,7 +2,6 @@
 //!
 //! Every command returns its exit status; what fails is a sentence on standard error and status 1.
 
-mod chain;
 mod copy;
 mod create;
 mod report;
@@ -34,6 +33,12 @@ impl From<Error> for Failure {
 
 fn open(spec: &OpenSpec) -> Result<Arc<dyn Image>, Error> {
     images::open(spec)
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// A number of bytes, with an optional fraction and unit (powers of 1024).

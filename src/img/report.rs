@@ -1,12 +1,12 @@
 //! What `info`, `check`, `map` and `snapshot -l` print: qemu-img's words and JSON keys.
 
-use super::chain::{Status, status};
 use super::{Failure, open};
 use crate::cli::img::{Check, Info, Map, Output, Source};
 use serde::Serialize;
 use serde_json::{Map as JsonMap, Value, json};
 use std::path::Path;
 use std::sync::Arc;
+use tandem_backends::block::chain::{Status, status};
 use tandem_backends::block::open::OpenSpec;
 use tandem_backends::block::qcow2::Options;
 use tandem_backends::block::{CheckReport, Error, Image, Repair, SECTOR, Snapshot, resolve};

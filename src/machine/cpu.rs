@@ -7,6 +7,7 @@ use tandem_accel::AccelOps;
 use tandem_accel::x86::cpuid::CpuidTable;
 use tandem_accel::x86::model::{KVM_SIGNATURE, ModelSpec, Platform, Topology, build};
 use tandem_accel::x86::{MpState, X86State, gpr};
+use tandem_devices::firmware::smbios;
 use tandem_devices::irqchip::ApicConfig;
 
 /// IA32_APIC_BASE bit: bootstrap processor.
@@ -65,14 +66,47 @@ impl Processors {
         }
     }
 
-    /// The state in which vCPU `index` starts: the bootstrap processor as the boot protocol says,
-    /// the others waiting for a start-up IPI.
-    pub fn initial_state(&self, index: usize, boot: &X86State) -> X86State {
+    /// What SMBIOS says of a processor, numbers apart.
+    pub fn smbios(&self) -> smbios::Cpu {
+        let leaf = |l| self.cpuid[0].query(l, 0);
+        let text = |words: &[u32]| {
+            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+            String::from_utf8_lossy(&bytes).trim_matches(['\0', ' ']).to_string()
+        };
+        let (vendor, signature) = (leaf(0), leaf(1));
+        let name = [leaf(0x8000_0002), leaf(0x8000_0003), leaf(0x8000_0004)];
+        let name: Vec<u32> = name.iter().flat_map(|r| [r.eax, r.ebx, r.ecx, r.edx]).collect();
+        smbios::Cpu {
+            signature: (signature.eax, signature.edx),
+            vendor: text(&[vendor.ebx, vendor.edx, vendor.ecx]),
+            name: text(&name),
+            mhz: (self.tsc_hz / 1_000_000).min(0xffff) as u16,
+            ..smbios::Cpu::default()
+        }
+    }
+
+    /// The bootstrap processor after RESET: firmware's first state. EDX holds the processor
+    /// signature (SDM vol. 3 §10.1.1).
+    pub fn after_reset(&self) -> X86State {
+        let mut state = X86State::default();
+        state.gpr[gpr::RDX] = self.cpuid[0].query(1, 0).eax.into();
+        state
+    }
+
+    /// `state` as firmware would have handed it over.
+    pub fn after_firmware(&self, state: X86State) -> X86State {
         // Firmware leaves memory write-back on all processors; systems complain if it does not.
         let msrs = vec![(MSR_MTRR_DEF_TYPE, MTRR_ENABLE | MTRR_WRITE_BACK)];
+        X86State { msrs, ..state }
+    }
+
+    /// The state in which vCPU `index` starts: the bootstrap processor as `first` says, the others
+    /// with the same MSRs and waiting for a start-up IPI.
+    pub fn initial_state(&self, index: usize, first: &X86State) -> X86State {
         if index == 0 {
-            return X86State { msrs, ..boot.clone() };
+            return first.clone();
         }
+        let msrs = first.msrs.clone();
         let mut state = X86State { mp: MpState::WaitForSipi, msrs, ..X86State::default() };
         state.apic_base &= !APIC_BASE_BSP;
         // RESET and INIT leave the processor signature in EDX (SDM vol. 3 §10.1.1).

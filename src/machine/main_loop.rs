@@ -2,7 +2,6 @@
 //! device is ready, a signal asks for an end, or the machine's inbox has an event.
 
 use super::inbox::Inbox;
-use super::ports::SerialPort;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,11 +19,10 @@ pub struct MainLoop {
 }
 
 impl MainLoop {
-    /// A loop that serves `clock`'s timers, `ports`, and wakes for `inbox` and `signals`.
+    /// A loop that serves `clock`'s timers, and wakes for `inbox` and `signals`.
     pub fn new(
         clock: &Arc<Clock>,
         inbox: &Arc<Inbox>,
-        ports: Vec<SerialPort>,
         signals: &'static EventFd,
     ) -> Result<MainLoop> {
         let mut manager = EventManager::new()
@@ -36,10 +34,12 @@ impl MainLoop {
         manager.add_subscriber(Box::new(timers) as Subscriber);
         manager.add_subscriber(Box::new(Bell(bell)));
         manager.add_subscriber(Box::new(Signals(signals)));
-        for port in ports {
-            manager.add_subscriber(Box::new(port));
-        }
         Ok(MainLoop { manager })
+    }
+
+    /// Serves a serial port, too.
+    pub fn add(&mut self, port: impl MutEventSubscriber + 'static) {
+        self.manager.add_subscriber(Box::new(port));
     }
 
     /// Sleeps until something happens and serves it.

@@ -95,13 +95,13 @@ impl MemoryMap {
         MemoryMap { low_end, high: ram.bytes() - low_end }
     }
 
-    /// RAM to allocate: name, first address, bytes.
-    pub fn ram(&self) -> Vec<(&'static str, u64, u64)> {
-        let mut regions = vec![
-            ("base RAM", 0, VGA),
-            ("shadow RAM", SHADOW, ONE_MIB - SHADOW),
-            ("low RAM", ONE_MIB, self.low_end - ONE_MIB),
-        ];
+    /// RAM to allocate: name, first address, bytes. With firmware the area of option ROMs and
+    /// firmware is not among it: what shows there is switched.
+    pub fn ram(&self, firmware: bool) -> Vec<(&'static str, u64, u64)> {
+        let mut regions = vec![("base RAM", 0, VGA), ("low RAM", ONE_MIB, self.low_end - ONE_MIB)];
+        if !firmware {
+            regions.insert(1, ("shadow RAM", SHADOW, ONE_MIB - SHADOW));
+        }
         if self.high > 0 {
             regions.push(("high RAM", FOUR_GIB, self.high));
         }
@@ -138,7 +138,7 @@ mod tests {
             assert_eq!(m.low_end + m.high, mib << 20);
             assert!(m.low_end <= ECAM);
             for list in [
-                m.ram().iter().map(|r| (r.1, r.2)).collect::<Vec<_>>(),
+                m.ram(false).iter().map(|r| (r.1, r.2)).collect::<Vec<_>>(),
                 m.e820().iter().map(|e| (e.start, e.len)).collect(),
             ] {
                 for pair in list.windows(2) {

@@ -2,14 +2,17 @@
 
 use super::inbox::{Event, Inbox};
 use super::main_loop::watch;
+use crate::commands::run_state::ShutdownCause;
 use crate::config;
 use crate::terminal::{EscapeKeys, HELP, Key};
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use std::collections::VecDeque;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 use tandem_accel::{Error, Result};
-use tandem_backends::chardev::Chardev;
+use tandem_backends::chardev::{Address, Chardev};
 use tandem_devices::legacy::serial::Serial;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -21,17 +24,47 @@ const PENDING_LIMIT: usize = 4096;
 pub fn open(serial: &config::Serial) -> Result<Arc<Chardev>> {
     let (what, made) = match serial {
         config::Serial::Stdio => ("standard input and output".into(), Chardev::stdio()),
-        config::Serial::Null => ("nowhere".into(), Chardev::null()),
+        // Validation has found where a named one leads.
+        config::Serial::Null | config::Serial::Chardev(_) => ("nowhere".into(), Chardev::null()),
         config::Serial::Pty => ("a new pseudo-terminal".into(), Chardev::pty()),
         config::Serial::File(p) => (format!("file '{}'", p.display()), Chardev::file(p)),
         config::Serial::Unix(p) => (format!("unix socket '{}'", p.display()), Chardev::unix(p)),
+        config::Serial::Listen(at) => (format!("port {at}"), inet(at).and_then(Chardev::tcp)),
+        config::Serial::Connect { to, reconnect_ms } => {
+            let again = reconnect_ms.filter(|ms| *ms > 0).map(Duration::from_millis);
+            let address = match to.strip_prefix("unix:") {
+                Some(path) => Ok(Address::Unix(path.into())),
+                None => inet(to.strip_prefix("inet:").unwrap_or(to)).map(Address::Inet),
+            };
+            (to.clone(), address.and_then(|a| Chardev::client(&a, again)))
+        }
+        config::Serial::Ring(size) => ("memory".into(), Chardev::ring(size.bytes() as usize)),
     };
     let dev = made.map_err(|e| {
-        Error::new(format!("cannot connect a serial port to {what}"))
+        Error::new(format!("cannot connect a character device to {what}"))
             .caused_by(e)
-            .remedy("choose another place with --serial")
+            .remedy("choose another place with --serial or --chardev")
     })?;
     Ok(Arc::new(dev))
+}
+
+/// The first address that `HOST:PORT` means.
+fn inet(at: &str) -> std::io::Result<SocketAddr> {
+    let none = || std::io::Error::other("there is no such host");
+    at.to_socket_addrs()?.next().ok_or_else(none)
+}
+
+/// Carries input from a chardev to the device that has joined it, on the main loop.
+pub struct NamedPort(pub Arc<Chardev>);
+
+impl MutEventSubscriber for NamedPort {
+    fn process(&mut self, _: Events, _: &mut EventOps) {
+        self.0.service();
+        self.0.pump();
+    }
+    fn init(&mut self, ops: &mut EventOps) {
+        watch(ops, &*self.0);
+    }
 }
 
 /// Carries input from a chardev to a serial port, on the main loop.
@@ -87,7 +120,7 @@ impl SerialPort {
         match key {
             Key::Guest(b) if self.pending.len() < PENDING_LIMIT => self.pending.push_back(b),
             Key::Guest(_) => {}
-            Key::Quit => self.inbox.post(Event::Quit),
+            Key::Quit => self.inbox.post(Event::Quit(ShutdownCause::HostUi)),
             Key::Help => eprint!("{HELP}"),
             Key::Break => self.serial.receive_break(),
         }

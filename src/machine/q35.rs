@@ -7,11 +7,15 @@
 //! ```
 
 use super::Failure;
+use super::board::Board;
 use super::cpu::Processors;
 use super::drives;
+use super::firmware::{Facts, Firmware, InPlace};
 use super::inbox::Inbox;
 use super::memmap::{ECAM, IOAPIC, MemoryMap, PCI32, PCI64, PCI64_SIZE};
+use super::networks;
 use crate::config::{Fault, VmConfig};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use tandem_accel::bus::{BusDevice, IoBus, Space};
@@ -19,11 +23,13 @@ use tandem_accel::clock::Clock;
 use tandem_accel::irq::{CpuIntc, IrqLine, IrqSink, MsiSink};
 use tandem_accel::memory::{GuestMap, GuestRam};
 use tandem_accel::{AccelOps, Error, IrqChip};
+use tandem_backends::block::drive::Drive;
 use tandem_backends::chardev::Chardev;
-use tandem_devices::acpi;
+use tandem_devices::firmware::bootorder::BootOrder;
+use tandem_devices::firmware::shadow::Shadow;
 use tandem_devices::gsi::IrqInputs;
 use tandem_devices::irqchip::{IOAPIC_BASE, IOAPIC_SIZE, IrqChips};
-use tandem_devices::legacy::acpi_pm::{AcpiPm, PM_BASE};
+use tandem_devices::legacy::acpi_pm::{APM_PORT, AcpiPm, PM_BASE};
 use tandem_devices::legacy::debug::{POST_PORT, PostCode};
 use tandem_devices::legacy::i8042::I8042;
 use tandem_devices::legacy::reset::{PORT_A, PortA, ResetControl};
@@ -31,15 +37,14 @@ use tandem_devices::legacy::serial::{COM, PORTS, Serial};
 use tandem_devices::pci::assign::{Ranges, assign};
 use tandem_devices::pci::decode::Decoder;
 use tandem_devices::pci::ich9::{Ich9Lpc, Programmed};
-use tandem_devices::pci::mch::Mch;
+use tandem_devices::pci::mch::{Mch, Shadowing};
 use tandem_devices::pci::pirq::IrqRouter;
 use tandem_devices::pci::{Bus, host};
-use tandem_devices::registry::{self, Backends, Device, DeviceContext};
+use tandem_devices::registry::{self, Backends, Device, DeviceContext, Directory};
 use tandem_devices::timer::hpet::{HPET_BASE, HPET_SIZE, Hpet};
 use tandem_devices::timer::pit::{PIT_PORT, PORT_B, Pit};
 use tandem_devices::timer::pm_timer::PmTimerWidth;
 use tandem_devices::timer::rtc::{RTC_PORT, Rtc};
-use vm_memory::{Bytes, GuestAddress};
 
 const PIT_IRQ: u32 = 0;
 const KEYBOARD_IRQ: u32 = 1;
@@ -49,11 +54,14 @@ const MOUSE_IRQ: u32 = 12;
 const PCI_IO: Range<u64> = 0xc000..0x1_0000;
 
 /// Fails with what could not be made.
-fn cannot<E: std::error::Error + Send + Sync + 'static>(what: &str) -> impl FnOnce(E) -> Failure {
+pub(super) fn cannot<E: std::error::Error + Send + Sync + 'static>(
+    what: &str,
+) -> impl FnOnce(E) -> Failure {
     move |e| Failure::Host(Error::new(format!("cannot make {what}")).caused_by(e))
 }
 
-fn map(
+/// Puts `dev` at these addresses.
+pub(super) fn map(
     space: &Space,
     name: &str,
     start: u64,
@@ -64,15 +72,20 @@ fn map(
 }
 
 /// The machine's interrupt inputs, whoever has the chips.
-struct Interrupts {
-    inputs: IrqInputs,
-    msi: Arc<dyn MsiSink>,
+pub(super) struct Interrupts {
+    pub inputs: IrqInputs,
+    pub msi: Arc<dyn MsiSink>,
     /// The machine's own chips, if the accelerator has none.
-    chips: Option<IrqChips>,
+    pub chips: Option<IrqChips>,
 }
 
 impl Interrupts {
-    fn new(accel: &dyn AccelOps, processors: &Processors, bus: &IoBus) -> Result<Self, Failure> {
+    /// Those of `accel`, or chips of their own on `bus`.
+    pub fn new(
+        accel: &dyn AccelOps,
+        processors: &Processors,
+        bus: &IoBus,
+    ) -> Result<Self, Failure> {
         match accel.irqchip() {
             IrqChip::InKernel { lines, msi } => {
                 Ok(Interrupts { inputs: IrqInputs::new(lines), msi, chips: None })
@@ -88,6 +101,20 @@ impl Interrupts {
                 let inputs = IrqInputs::new(sink);
                 Ok(Interrupts { inputs, msi: chips.router.clone(), chips: Some(chips) })
             }
+        }
+    }
+
+    /// The local APIC of vCPU `index`, if it is not the accelerator's.
+    pub fn cpu_intc(&self, index: usize) -> Option<Arc<dyn CpuIntc>> {
+        let lapic = self.chips.as_ref()?.lapic(index)?;
+        Some(lapic)
+    }
+
+    /// RESET of the machine's own chips.
+    pub fn reset(&self) {
+        if let Some(chips) = &self.chips {
+            chips.reset();
+            chips.bus.lapics().iter().for_each(|l| l.reset());
         }
     }
 }
@@ -108,7 +135,7 @@ impl Timers {
         ram: &MemoryMap,
     ) -> Result<Timers, Failure> {
         let line = |gsi| interrupts.inputs.line(gsi);
-        let rtc = Rtc::new(clock, line(RTC_IRQ), Rtc::host_utc());
+        let rtc = Rtc::new(clock, line(RTC_IRQ), i64::try_from(clock.epoch()).unwrap_or(i64::MAX));
         rtc.set_memory(ram.low_end, ram.high);
         map(&bus.pio, "RTC", RTC_PORT.into(), 2, rtc.clone())?;
         let hpet = Hpet::new(clock, &interrupts.inputs);
@@ -148,9 +175,11 @@ impl Lpc {
         sci: IrqLine,
         bus: &IoBus,
         power: &Arc<Inbox>,
+        firmware: bool,
     ) -> Result<Lpc, Failure> {
         // A kernel that starts without firmware finds ACPI mode on.
-        let pm = AcpiPm::new(clock, sci, power.clone(), PmTimerWidth::Bits24, true);
+        let pm = AcpiPm::new(clock, sci, power.clone(), PmTimerWidth::Bits24, !firmware);
+        map(&bus.pio, "APM", APM_PORT.into(), 2, pm.apm())?;
         let port_a = PortA::new(power.clone());
         map(&bus.pio, "system control port A", PORT_A.into(), 1, port_a.clone())?;
         let line = |gsi| interrupts.inputs.line(gsi);
@@ -178,9 +207,20 @@ pub struct Q35 {
     lpc: Lpc,
     root: Arc<Bus>,
     serials: Vec<Arc<Serial>>,
+    /// Drives by name.
+    drives: BTreeMap<String, Arc<Drive>>,
+    directory: Directory,
     /// What the configuration adds.
     devices: Vec<Arc<dyn Device>>,
-    tables: acpi::Image,
+    start: Start,
+}
+
+/// What starts the machine.
+enum Start {
+    /// A kernel, with tables in memory.
+    Kernel(InPlace),
+    /// Firmware.
+    Firmware(Firmware),
 }
 
 impl Q35 {
@@ -190,7 +230,7 @@ impl Q35 {
         memory: &Arc<GuestMap>,
         accel: &dyn AccelOps,
         processors: &Processors,
-        chardevs: &[Arc<Chardev>],
+        (chardevs, named): (&[Arc<Chardev>], &BTreeMap<String, Arc<Chardev>>),
         inbox: &Arc<Inbox>,
     ) -> Result<Q35, Failure> {
         let bus = Arc::new(IoBus::default());
@@ -204,8 +244,16 @@ impl Q35 {
         let clock = accel.clock();
         let timers = Timers::new(&clock, &interrupts, &bus, &MemoryMap::new(config.memory))?;
         let router = IrqRouter::new(&interrupts.inputs);
-        let lpc = Lpc::new(&clock, &interrupts, router.sci(), &bus, inbox)?;
-        let root = pci(&bus, &interrupts, router, &lpc)?;
+        let drives = drives::open_all(config)?;
+        let mut firmware = match config.starts_with_firmware() {
+            true => Some(Firmware::place(config, memory, &bus, &drives)?),
+            false => None,
+        };
+        let lpc = Lpc::new(&clock, &interrupts, router.sci(), &bus, inbox, firmware.is_some())?;
+        let shadow = firmware.as_ref().map(Firmware::shadow);
+        let (root, mch) = pci(&bus, &interrupts, router, &lpc, shadow)?;
+        let boot_order = Arc::new(BootOrder::default());
+        let directory = Directory::default();
         let context = DeviceContext {
             io: bus.clone(),
             irqs: interrupts.inputs.clone(),
@@ -214,10 +262,19 @@ impl Q35 {
             memory: memory.clone(),
             power: inbox.clone(),
             pci: Some(root.clone()),
-            backends: Backends { drives: drives::open_all(config)?, ..Backends::default() },
+            buses: Default::default(),
+            directory: directory.clone(),
+            virtio_mmio: None,
+            boot_order: boot_order.clone(),
+            backends: Backends {
+                drives: drives.clone(),
+                networks: networks::start_all(config)?,
+                chardevs: named.iter().map(|(n, c)| (n.clone(), c.clone() as _)).collect(),
+            },
         };
         let (mut devices, mut faults) = (Vec::new(), Vec::new());
-        for d in drives::devices(config).iter().chain(&config.devices) {
+        let made = [drives::devices(config), networks::devices(config)].concat();
+        for d in made.iter().chain(&config.devices) {
             match registry::create(&context, &d.driver, &d.props) {
                 Ok(device) => devices.push(device),
                 Err(e) => faults.extend(e.into_iter().map(Fault::from)),
@@ -226,52 +283,80 @@ impl Q35 {
         if !faults.is_empty() {
             return Err(Failure::Usage(faults));
         }
-        let tables = tables(processors, serials.len())?;
-        Ok(Q35 { bus, interrupts, timers, lpc, root, serials, devices, tables })
+        let facts = Facts {
+            config,
+            processors,
+            serials: serials.len(),
+            map: MemoryMap::new(config.memory),
+        };
+        facts.to_cmos(&timers.rtc);
+        let start = match firmware.take() {
+            Some(mut firmware) => {
+                firmware.offer(facts.items(mch, root.clone(), &boot_order)?, memory, &bus)?;
+                Start::Firmware(firmware)
+            }
+            None => Start::Kernel(facts.in_place()?),
+        };
+        Ok(Q35 { bus, interrupts, timers, lpc, root, serials, drives, directory, devices, start })
     }
+}
 
-    /// The I/O address spaces.
-    pub fn bus(&self) -> &Arc<IoBus> {
+impl Board for Q35 {
+    fn bus(&self) -> &Arc<IoBus> {
         &self.bus
     }
 
-    /// The serial ports, COM1 first.
-    pub fn serials(&self) -> &[Arc<Serial>] {
+    fn serials(&self) -> &[Arc<Serial>] {
         &self.serials
     }
 
-    /// The local APIC of vCPU `index`, if it is not the accelerator's.
-    pub fn cpu_intc(&self, index: usize) -> Option<Arc<dyn CpuIntc>> {
-        let lapic = self.interrupts.chips.as_ref()?.lapic(index)?;
-        Some(lapic)
+    fn directory(&self) -> &Directory {
+        &self.directory
     }
 
-    /// Address of the ACPI root pointer.
-    pub fn rsdp(&self) -> u64 {
-        self.tables.rsdp
+    fn pci(&self) -> Option<&Arc<Bus>> {
+        Some(&self.root)
     }
 
-    /// Puts the firmware's tables into memory and places the BARs of PCI functions, as firmware
-    /// does before it starts a kernel.
-    pub fn start_firmware(&self, ram: &GuestRam) -> Result<(), Error> {
-        ram.write_slice(&self.tables.bytes, GuestAddress(self.tables.base))
-            .map_err(|e| Error::new("cannot place the ACPI tables").caused_by(e))?;
+    fn drives(&self) -> &BTreeMap<String, Arc<Drive>> {
+        &self.drives
+    }
+
+    fn cpu_intc(&self, index: usize) -> Option<Arc<dyn CpuIntc>> {
+        self.interrupts.cpu_intc(index)
+    }
+
+    fn rsdp(&self) -> Option<u64> {
+        match &self.start {
+            Start::Kernel(tables) => Some(tables.rsdp()),
+            Start::Firmware(_) => None,
+        }
+    }
+
+    // Where there is no firmware: puts its tables into memory and places the BARs of PCI functions,
+    // as firmware does before it starts a kernel.
+    fn start_firmware(&self, ram: &GuestRam) -> Result<(), Error> {
+        let Start::Kernel(tables) = &self.start else { return Ok(()) };
+        tables.write(ram)?;
         let mem64 = PCI64..PCI64 + PCI64_SIZE;
         assign(&self.root, Ranges { io: PCI_IO, mem32: PCI32..IOAPIC, mem64 })
             .map_err(|e| Error::new(e.to_string()))
     }
 
-    /// RESET of all chips. vCPUs are paused.
-    pub fn reset(&self) {
+    fn press_power_button(&self) {
+        self.lpc.pm.press_power_button();
+    }
+
+    fn reset(&self) {
         self.devices.iter().for_each(|d| d.reset());
         self.root.reset();
+        if let Start::Firmware(f) = &self.start {
+            f.reset();
+        }
         self.serials.iter().for_each(|s| s.reset());
         self.lpc.reset();
         self.timers.reset();
-        if let Some(chips) = &self.interrupts.chips {
-            chips.reset();
-            chips.bus.lapics().iter().for_each(|l| l.reset());
-        }
+        self.interrupts.reset();
     }
 }
 
@@ -282,33 +367,26 @@ impl Drop for Q35 {
     }
 }
 
-/// The PCI root bus with host bridge and LPC bridge, programmed as firmware leaves them.
+/// The PCI root bus with host bridge and LPC bridge: as after RESET with a shadow, for firmware;
+/// without one as firmware leaves them.
 fn pci(
     bus: &Arc<IoBus>,
     interrupts: &Interrupts,
     router: Arc<IrqRouter>,
     lpc: &Lpc,
-) -> Result<Arc<Bus>, Failure> {
+    shadow: Option<Arc<Shadow>>,
+) -> Result<(Arc<Bus>, Arc<Mch>), Failure> {
     let root = Bus::root(Decoder::new(bus.clone()), interrupts.msi.clone(), router.clone());
     host::map_ports(bus, &root, Some(lpc.reset_control.clone()))
         .map_err(cannot("the PCI configuration ports"))?;
-    Mch::attach(&root, Some(ECAM), None).map_err(cannot("the PCI host bridge"))?;
-    let programmed = Programmed { pm_base: PM_BASE, ..Programmed::default() };
-    Ich9Lpc::attach(&root, router, Some(lpc.pm.clone()), Some(programmed))
+    let programmed = match shadow {
+        Some(_) => None,
+        None => Some(Programmed { pm_base: PM_BASE, ..Programmed::default() }),
+    };
+    let ecam = programmed.as_ref().map(|_| ECAM);
+    let shadowing = shadow.map(|s| s as Arc<dyn Shadowing>);
+    let mch = Mch::attach(&root, ecam, shadowing).map_err(cannot("the PCI host bridge"))?;
+    Ich9Lpc::attach(&root, router, Some(lpc.pm.clone()), programmed)
         .map_err(cannot("the LPC bridge"))?;
-    Ok(root)
-}
-
-/// The ACPI tables.
-fn tables(processors: &Processors, serials: usize) -> Result<acpi::Image, Failure> {
-    let mut board = acpi::Board::q35(processors.apic_ids.clone());
-    board.hpet = Some(HPET_BASE);
-    board.serial = COM[..serials]
-        .iter()
-        .map(|(port, irq)| acpi::board::SerialPort { port: *port, irq: *irq as u8 })
-        .collect();
-    if let Some(pci) = &mut board.pci {
-        pci.mem64 = vec![PCI64..=PCI64 + PCI64_SIZE - 1];
-    }
-    acpi::layout(&board, acpi::BIOS_AREA, acpi::BIOS_AREA_LEN).map_err(cannot("the ACPI tables"))
+    Ok((root, mch))
 }

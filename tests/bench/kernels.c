@@ -1,22 +1,43 @@
 /*
- * Small compute kernels for comparing processors: native, translated by tandem, translated by
- * others. Each runs a fixed amount of work and prints its name, the seconds it took by the
- * monotonic clock, and a checksum that must be the same everywhere.
+ * Small kernels for comparing processors: native, translated by tandem, translated by others. Each
+ * runs a fixed amount of work and prints its name, the seconds it took by the monotonic clock, and
+ * a checksum that must be the same everywhere.
  *
- *   kernels            runs all
- *   kernels NAME...    runs these
+ *   kernels                        runs all
+ *   kernels NAME...                runs these
+ *   kernels --time NAME COMMAND... runs a command; the checksum is one of its standard output
  *
- * Build: cc -O2 -static -o kernels kernels.c
+ * Build: cc -O2 -static -o kernels kernels.c -lm
  */
+#define _GNU_SOURCE
+#include <math.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
+extern char **environ;
+static const char *self;
+
+/* The time; with BENCH_CPU=1 the processor time of this process and the children it waited for. */
 static double now(void)
 {
     struct timespec t;
+    const char *cpu = getenv("BENCH_CPU");
+    if (cpu && *cpu == '1') {
+        struct rusage r;
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+        getrusage(RUSAGE_CHILDREN, &r);
+        return t.tv_sec + t.tv_nsec * 1e-9 + r.ru_utime.tv_sec + r.ru_stime.tv_sec +
+            (r.ru_utime.tv_usec + r.ru_stime.tv_usec) * 1e-6;
+    }
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec + t.tv_nsec * 1e-9;
 }
@@ -99,13 +120,17 @@ static uint64_t matmul(void)
     return (uint64_t)(int64_t)c[17][42];
 }
 
-static __attribute__((noinline, optimize("O3"))) void axpy(float *y, const float *x, float a, int n)
-{
-    for (int i = 0; i < n; i++)
-        y[i] += a * x[i];
-}
+#define AXPY(name, ...)                                                                     \
+    static __attribute__((noinline, optimize("O3") __VA_ARGS__)) void name(float *y,        \
+        const float *x, float a, int n)                                                     \
+    {                                                                                       \
+        for (int i = 0; i < n; i++)                                                         \
+            y[i] += a * x[i];                                                               \
+    }
+AXPY(axpy)
+AXPY(axpy_avx2, , target("avx2"))
 
-static uint64_t saxpy(void)
+static uint64_t saxpy_with(void (*f)(float *, const float *, float, int))
 {
     enum { N = 4096 };
     static float x[N], y[N];
@@ -114,8 +139,26 @@ static uint64_t saxpy(void)
         y[i] = 0;
     }
     for (int round = 0; round < 20000; round++)
-        axpy(y, x, 0.5f, N);
+        f(y, x, 0.5f, N);
     return (uint64_t)y[100];
+}
+
+static uint64_t saxpy(void)
+{
+    return saxpy_with(axpy);
+}
+
+static uint64_t saxpy_avx2(void)
+{
+    return saxpy_with(axpy_avx2);
+}
+
+static uint64_t transcendental(void)
+{
+    double s = 0;
+    for (int i = 1; i < 1500000; i++)
+        s += sin(i) + exp(-i * 1e-6) + log(i);
+    return (uint64_t)s;
 }
 
 static uint64_t chase(void)
@@ -148,19 +191,39 @@ static uint64_t hash(void)
     return h;
 }
 
-static uint64_t copy(void)
+static uint64_t copy_of(size_t n, int rounds)
 {
-    enum { N = 1 << 20 };
-    char *a = malloc(N), *b = malloc(N);
-    memset(a, 1, N);
-    for (int i = 0; i < 3000; i++) {
-        memcpy(b, a, N);
-        a[i] = b[N - 1 - i];
+    char *a = malloc(n), *b = malloc(n);
+    memset(a, 1, n);
+    for (int i = 0; i < rounds; i++) {
+        __asm__ volatile("" : "+r"(n));
+        memcpy(b, a, n);
+        a[i % n] = b[n - 1 - i % n];
     }
     uint64_t r = a[5] + b[6];
     free(a);
     free(b);
     return r;
+}
+
+static uint64_t copy_4k(void)
+{
+    return copy_of(4096, 2000000);
+}
+
+static uint64_t copy_64k(void)
+{
+    return copy_of(65536, 80000);
+}
+
+static uint64_t copy_1m(void)
+{
+    return copy_of(1 << 20, 3000);
+}
+
+static uint64_t copy_16m(void)
+{
+    return copy_of(16 << 20, 60);
 }
 
 static uint64_t copy_small(void)
@@ -176,17 +239,40 @@ static uint64_t copy_small(void)
     return sum;
 }
 
-static uint64_t fill(void)
+static uint64_t fill_of(size_t n, int rounds)
 {
-    enum { N = 1 << 20 };
-    char *a = malloc(N);
+    char *a = malloc(n);
     uint64_t r = 0;
-    for (int i = 0; i < 4000; i++) {
-        memset(a, i, N);
-        r += a[i];
+    for (int i = 0; i < rounds; i++) {
+        __asm__ volatile("" : "+r"(n));
+        memset(a, i, n);
+        r += a[i % n];
     }
     free(a);
     return r;
+}
+
+static uint64_t fill_small(void)
+{
+    static char a[4096];
+    uint64_t sum = 0;
+    for (int i = 0; i < 20000000; i++) {
+        size_t n = 1 + (i * 7 & 127);
+        __asm__ volatile("" : "+r"(n));
+        memset(a + (i & 63), i, n);
+        sum += a[i & 127];
+    }
+    return sum;
+}
+
+static uint64_t fill_4k(void)
+{
+    return fill_of(4096, 2000000);
+}
+
+static uint64_t fill_1m(void)
+{
+    return fill_of(1 << 20, 4000);
 }
 
 static uint64_t format(void)
@@ -232,18 +318,152 @@ static uint64_t alloc(void)
     return sum;
 }
 
+static uint64_t system_call(void)
+{
+    uint64_t sum = 0;
+    for (int i = 0; i < 1000000; i++)
+        sum += syscall(SYS_getppid) > 0;
+    return sum;
+}
+
+/* A byte goes to and fro between two processes. */
+static uint64_t pipe_switch(void)
+{
+    int to[2], fro[2];
+    char c = 1;
+    uint64_t sum = 0;
+    if (pipe(to) || pipe(fro))
+        return 0;
+    pid_t child = fork();
+    if (child == 0) {
+        close(to[1]);
+        while (read(to[0], &c, 1) == 1 && write(fro[1], &c, 1) == 1)
+            ;
+        _exit(0);
+    }
+    for (int i = 0; i < 30000; i++) {
+        if (write(to[1], &c, 1) != 1 || read(fro[0], &c, 1) != 1)
+            break;
+        sum += c;
+    }
+    close(to[1]);
+    waitpid(child, 0, 0);
+    close(to[0]);
+    close(fro[0]);
+    close(fro[1]);
+    return sum;
+}
+
+static uint64_t spawn(void)
+{
+    char *argv[] = { (char *)self, "--nothing", 0 };
+    uint64_t sum = 0;
+    for (int i = 0; i < 500; i++) {
+        int status = 1;
+        pid_t child = fork();
+        if (child == 0) {
+            execve(self, argv, environ);
+            _exit(1);
+        }
+        waitpid(child, &status, 0);
+        sum += status == 0;
+    }
+    return sum;
+}
+
+static uint64_t page_fault(void)
+{
+    enum { N = 32 << 20 };
+    uint64_t sum = 0;
+    for (int round = 0; round < 16; round++) {
+        char *a = mmap(0, N, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (a == MAP_FAILED)
+            return 0;
+        madvise(a, N, MADV_NOHUGEPAGE);
+        for (int i = 0; i < N; i += 4096)
+            a[i] = 1;
+        sum += a[N - 4096];
+        munmap(a, N);
+    }
+    return sum;
+}
+
 static const struct {
     const char *name;
     uint64_t (*run)(void);
 } kernels[] = {
-    { "sort", sort_ints }, { "fib", fib },         { "sieve", sieve },   { "matmul", matmul },
-    { "saxpy", saxpy },    { "chase", chase },     { "hash", hash },     { "memcpy-1M", copy },
-    { "memcpy-small", copy_small }, { "memset-1M", fill }, { "snprintf", format },
-    { "fpdiv", fpdiv },    { "x87", x87 },         { "malloc", alloc },
+    { "sort", sort_ints },
+    { "fib", fib },
+    { "sieve", sieve },
+    { "chase", chase },
+    { "hash", hash },
+    { "snprintf", format },
+    { "malloc", alloc },
+    { "memcpy-small", copy_small },
+    { "memcpy-4K", copy_4k },
+    { "memcpy-64K", copy_64k },
+    { "memcpy-1M", copy_1m },
+    { "memcpy-16M", copy_16m },
+    { "memset-small", fill_small },
+    { "memset-4K", fill_4k },
+    { "memset-1M", fill_1m },
+    { "matmul", matmul },
+    { "saxpy", saxpy },
+    { "saxpy-avx2", saxpy_avx2 },
+    { "libm", transcendental },
+    { "fpdiv", fpdiv },
+    { "x87", x87 },
+    { "syscall", system_call },
+    { "pipe", pipe_switch },
+    { "fork-exec", spawn },
+    { "page-fault", page_fault },
 };
+
+static void report(const char *name, double seconds, uint64_t sum)
+{
+    printf("kernel %s %.4f %llx\n", name, seconds, (unsigned long long)sum);
+    fflush(stdout);
+}
+
+/* Runs a command; its standard output becomes the checksum (FNV-1a), mixed with its status. */
+static int time_command(const char *name, char **argv)
+{
+    int out[2], status = 0;
+    unsigned char buf[4096];
+    ssize_t n;
+    uint64_t h = 14695981039346656037u;
+    if (pipe(out))
+        return 1;
+    double t = now();
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(out[1], 1);
+        close(out[0]);
+        close(out[1]);
+        execvp(argv[0], argv);
+        _exit(127);
+    }
+    close(out[1]);
+    while ((n = read(out[0], buf, sizeof buf)) > 0)
+        for (ssize_t i = 0; i < n; i++)
+            h = (h ^ buf[i]) * 1099511628211u;
+    waitpid(child, &status, 0);
+    report(name, now() - t, h + status);
+    return status != 0;
+}
 
 int main(int argc, char **argv)
 {
+    /* Two processes of a pipe on two processors would be another benchmark. */
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    sched_setaffinity(0, sizeof one, &one);
+    self = argv[0];
+    if (argc > 1 && !strcmp(argv[1], "--nothing"))
+        return 0;
+    if (argc > 3 && !strcmp(argv[1], "--time"))
+        return time_command(argv[2], argv + 3);
     for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
         int wanted = argc < 2;
         for (int a = 1; a < argc; a++)
@@ -253,8 +473,7 @@ int main(int argc, char **argv)
         seed = 12345;
         double t = now();
         uint64_t sum = kernels[i].run();
-        printf("kernel %s %.4f %llx\n", kernels[i].name, now() - t, (unsigned long long)sum);
-        fflush(stdout);
+        report(kernels[i].name, now() - t, sum);
     }
     return 0;
 }

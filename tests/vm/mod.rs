@@ -3,6 +3,7 @@
 
 pub mod flat;
 pub mod pty;
+pub mod qmp;
 
 use std::collections::BTreeMap;
 use std::io::Read;

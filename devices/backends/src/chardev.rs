@@ -10,18 +10,25 @@
 //! guest back as a slow line would. While nobody is there (a pty or a socket that is not
 //! connected), the newest [`CONGESTION_BYTES`] are kept for whoever comes.
 //!
-//! Lock order: device → chardev. The drained callback runs without the chardev's lock.
+//! A device that takes input joins as its [`CharFront`] ([`CharBackend::attach`]); the main loop
+//! then calls [`Chardev::pump`] instead of reading.
+//!
+//! Lock order: device → chardev. The drained callback and the front run without the chardev's lock.
 
+use socket2::{Domain, SockAddr, Socket, Type};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
 
 /// Queued bytes above which a chardev calls itself congested.
 pub const CONGESTION_BYTES: usize = 64 << 10;
@@ -38,6 +45,25 @@ pub trait CharSink: Send + Sync {
     }
     /// Installs what is called when congestion ends. At most once.
     fn on_drained(&self, _f: Box<dyn Fn() + Send + Sync>) {}
+}
+
+/// A device's side of a character device that takes input.
+pub trait CharFront: Send + Sync {
+    /// Takes the first bytes of `data`; returns how many. Those it does not take come again after
+    /// [`CharBackend::room`].
+    fn receive(&self, data: &[u8]) -> usize;
+    /// Somebody has come to the far end, or has gone.
+    fn opened(&self, _open: bool) {}
+}
+
+/// A character device as devices see it that take input.
+pub trait CharBackend: CharSink {
+    /// Makes `front` the one that takes input; `false` if there is one already.
+    fn attach(&self, front: Arc<dyn CharFront>) -> bool;
+    /// The front has room for input again. Never blocks.
+    fn room(&self);
+    /// Whether somebody is at the far end.
+    fn is_open(&self) -> bool;
 }
 
 /// Drops everything.
@@ -101,8 +127,62 @@ enum Far {
     Nothing,
     Stdio,
     File,
-    Pty { name: PathBuf },
-    Unix { listener: UnixListener, path: PathBuf },
+    Pty {
+        name: PathBuf,
+    },
+    Unix {
+        listener: UnixListener,
+        path: PathBuf,
+    },
+    /// A listening TCP socket.
+    Tcp {
+        listener: Socket,
+    },
+    /// A connection that we make, and make again after so long.
+    Client {
+        to: (Domain, SockAddr),
+        again: Option<Duration>,
+        connecting: bool,
+    },
+    /// The newest bytes are kept for whoever asks for them.
+    Ring {
+        size: usize,
+    },
+}
+
+impl Far {
+    /// The far end comes and goes.
+    fn is_socket(&self) -> bool {
+        matches!(self, Far::Unix { .. } | Far::Tcp { .. } | Far::Client { .. })
+    }
+    fn listener(&self) -> Option<RawFd> {
+        match self {
+            Far::Unix { listener, .. } => Some(listener.as_raw_fd()),
+            Far::Tcp { listener } => Some(listener.as_raw_fd()),
+            _ => None,
+        }
+    }
+    fn accept(&self) -> Option<OwnedFd> {
+        match self {
+            Far::Unix { listener, .. } => Some(listener.accept().ok()?.0.into()),
+            Far::Tcp { listener } => {
+                let (socket, _) = listener.accept().ok()?;
+                // Keys should not wait for company.
+                let _ = socket.set_tcp_nodelay(true);
+                Some(socket.into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Where a socket is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A path.
+    Unix(PathBuf),
+    /// An internet address.
+    Inet(SocketAddr),
 }
 
 struct Inner {
@@ -126,7 +206,17 @@ pub struct Chardev {
     ready: EventFd,
     inner: Mutex<Inner>,
     drained: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    front: OnceLock<Arc<dyn CharFront>>,
+    /// Input that the front has not taken. Held while it is given to the front.
+    pending: Mutex<VecDeque<u8>>,
+    /// What the front was told last about the far end.
+    told_open: AtomicBool,
+    /// Rings when a connection is to be made again.
+    redial: Mutex<TimerFd>,
 }
+
+/// Input held for a front that does not take it; beyond it nothing is read on.
+const PENDING_LIMIT: usize = 4096;
 
 impl Chardev {
     fn new(far: Far, input: Option<Port>, output: Option<Port>) -> io::Result<Chardev> {
@@ -151,12 +241,18 @@ impl Chardev {
                 dropped: 0,
             }),
             drained: OnceLock::new(),
+            front: OnceLock::new(),
+            pending: Mutex::default(),
+            told_open: AtomicBool::new(false),
+            redial: Mutex::new(TimerFd::new()?),
         };
         dev.ctl(dev.ready.as_raw_fd(), libc::EPOLLIN as u32);
         let mut inner = dev.lock();
-        if let Far::Unix { listener, .. } = &inner.far {
-            dev.ctl(listener.as_raw_fd(), libc::EPOLLIN as u32);
+        if let Some(listener) = inner.far.listener() {
+            dev.ctl(listener, libc::EPOLLIN as u32);
         }
+        let timer = dev.redial.lock().unwrap_or_else(|e| e.into_inner()).as_raw_fd();
+        dev.ctl(timer, libc::EPOLLIN as u32);
         dev.watch(&mut inner);
         drop(inner);
         Ok(dev)
@@ -246,6 +342,167 @@ impl Chardev {
         Chardev::new(Far::Unix { listener, path: path.into() }, None, None)
     }
 
+    /// A listening TCP socket at `address`, one connection at a time.
+    pub fn tcp(address: SocketAddr) -> io::Result<Chardev> {
+        let listener = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        listener.set_reuse_address(true)?;
+        listener.bind(&address.into())?;
+        listener.listen(1)?;
+        listener.set_nonblocking(true)?;
+        Chardev::new(Far::Tcp { listener }, None, None)
+    }
+
+    /// A connection to a server at `address`. A connection that breaks, or cannot be made, is made
+    /// again after `reconnect`; without that, it must be possible at once.
+    pub fn client(address: &Address, reconnect: Option<Duration>) -> io::Result<Chardev> {
+        let to = match address {
+            Address::Unix(p) => (Domain::UNIX, SockAddr::unix(p)?),
+            Address::Inet(a) => (Domain::for_address(*a), (*a).into()),
+        };
+        let dev =
+            Chardev::new(Far::Client { to, again: reconnect, connecting: false }, None, None)?;
+        let mut inner = dev.lock();
+        let dialled = dev.dial(&mut inner);
+        dev.watch(&mut inner);
+        drop(inner);
+        match (dialled, reconnect) {
+            (Err(e), None) => Err(e),
+            _ => Ok(dev),
+        }
+    }
+
+    /// Keeps the newest `size` bytes of output, for [`Chardev::kept`]; no input.
+    pub fn ring(size: usize) -> io::Result<Chardev> {
+        Chardev::new(Far::Ring { size }, None, None)
+    }
+
+    /// Takes the oldest bytes that a ring has kept, at most `len`.
+    pub fn kept(&self, len: usize) -> Vec<u8> {
+        let mut inner = self.lock();
+        match inner.far {
+            Far::Ring { .. } => {
+                let n = len.min(inner.queue.len());
+                inner.queue.drain(..n).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Connects to the far end, or sees to it that this is tried again.
+    fn dial(&self, inner: &mut Inner) -> io::Result<()> {
+        let Far::Client { to: (domain, to), again, connecting } = &mut inner.far else {
+            return Ok(());
+        };
+        let dial = || -> io::Result<(Socket, bool)> {
+            let socket = Socket::new(*domain, Type::STREAM, None)?;
+            socket.set_nonblocking(true)?;
+            if *domain != Domain::UNIX {
+                socket.set_tcp_nodelay(true)?;
+            }
+            match socket.connect(to) {
+                Ok(()) => Ok((socket, false)),
+                Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => Ok((socket, true)),
+                Err(e) => Err(e),
+            }
+        };
+        let made = dial().and_then(|(s, c)| Ok((s.try_clone()?, s, c)));
+        match made {
+            Ok((copy, socket, under_way)) => {
+                *connecting = under_way;
+                inner.input = Some(Port { fd: socket.into(), pace: Pace::NonBlocking });
+                inner.output = Some(Port { fd: copy.into(), pace: Pace::NonBlocking });
+                Ok(())
+            }
+            Err(e) => {
+                if let Some(wait) = *again {
+                    self.redial_after(wait);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Whether it is time to connect again; says so once.
+    fn redial_is_due(&self) -> bool {
+        let mut timer = self.redial.lock().unwrap_or_else(|e| e.into_inner());
+        let mut p = libc::pollfd { fd: timer.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: p is one valid pollfd and the time-out is 0.
+        let due = unsafe { libc::poll(&mut p, 1, 0) } > 0;
+        if due {
+            let _ = timer.wait();
+        }
+        due
+    }
+
+    fn redial_after(&self, wait: Duration) {
+        let mut timer = self.redial.lock().unwrap_or_else(|e| e.into_inner());
+        // Zero would disarm it.
+        if let Err(e) = timer.reset(wait.max(Duration::from_millis(1)), None) {
+            log::warn!("chardev: no timer to connect again: {e}");
+        }
+    }
+
+    /// Finds out whether a connection that was under way is there.
+    fn check_dial(&self, inner: &mut Inner) {
+        if !matches!(inner.far, Far::Client { connecting: true, .. }) {
+            return;
+        }
+        let Some(out) = inner.output.as_ref().filter(|p| p.polls(libc::POLLOUT | libc::POLLERR))
+        else {
+            return;
+        };
+        let mut error: libc::c_int = 0;
+        let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+        let fd = out.fd.as_raw_fd();
+        // SAFETY: both pointers are to variables that live through the call, of the length given.
+        let got = unsafe {
+            let to = (&raw mut error).cast();
+            libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, to, &mut len)
+        };
+        if got == 0 && error == 0 {
+            if let Far::Client { connecting, .. } = &mut inner.far {
+                *connecting = false;
+            }
+        } else {
+            self.hang_up(inner);
+        }
+    }
+
+    /// Moves input to the front, and tells it of comings and goings. After [`Chardev::service`].
+    pub fn pump(&self) {
+        let Some(front) = self.front.get() else { return };
+        let open = is_connected(&self.lock());
+        if self.told_open.swap(open, Ordering::AcqRel) != open {
+            front.opened(open);
+        }
+        let mut pending = self.pending.lock().unwrap_or_else(|e| e.into_inner());
+        let mut buf = [0; 4096];
+        loop {
+            while !pending.is_empty() {
+                let taken = front.receive(pending.make_contiguous());
+                if taken == 0 {
+                    break;
+                }
+                let taken = taken.min(pending.len());
+                pending.drain(..taken);
+            }
+            if pending.len() >= PENDING_LIMIT {
+                break;
+            }
+            let n = self.read(&mut buf);
+            if n == 0 {
+                break;
+            }
+            pending.extend(&buf[..n]);
+        }
+        self.want_input(pending.len() < PENDING_LIMIT);
+        drop(pending);
+        let open = is_connected(&self.lock());
+        if self.told_open.swap(open, Ordering::AcqRel) != open {
+            front.opened(open);
+        }
+    }
+
     /// The terminal's path, if it is a pty.
     pub fn pty_name(&self) -> Option<PathBuf> {
         match &self.lock().far {
@@ -293,7 +550,8 @@ impl Chardev {
         }
         let _ = if always { self.ready.write(1) } else { self.ready.read().map(|_| ()) };
         if let Some(p) = &inner.output {
-            if inner.queue.is_empty() || !is_connected(inner) {
+            let connecting = matches!(inner.far, Far::Client { connecting: true, .. });
+            if !connecting && (inner.queue.is_empty() || !is_connected(inner)) {
                 self.unwatch(p.fd.as_raw_fd());
             } else {
                 self.ctl(p.fd.as_raw_fd(), libc::EPOLLOUT as u32);
@@ -313,7 +571,7 @@ impl Chardev {
                     Err(e) => {
                         log::warn!("chardev output failed, it is dropped from now on: {e}");
                         inner.queue.clear();
-                        if !matches!(inner.far, Far::Unix { .. } | Far::Pty { .. }) {
+                        if !inner.far.is_socket() && !matches!(inner.far, Far::Pty { .. }) {
                             self.unwatch(out.fd.as_raw_fd());
                             inner.output = None;
                         }
@@ -323,7 +581,11 @@ impl Chardev {
             }
         }
         if !is_connected(inner) {
-            let excess = inner.queue.len().saturating_sub(CONGESTION_BYTES);
+            let keep = match inner.far {
+                Far::Ring { size } => size,
+                _ => CONGESTION_BYTES,
+            };
+            let excess = inner.queue.len().saturating_sub(keep);
             inner.queue.drain(..excess);
         }
         let ended = inner.congested && inner.queue.len() <= CONGESTION_BYTES / 2;
@@ -354,6 +616,10 @@ impl Chardev {
         let ended = {
             let mut inner = self.lock();
             self.accept(&mut inner);
+            self.check_dial(&mut inner);
+            if inner.output.is_none() && self.redial_is_due() {
+                let _ = self.dial(&mut inner);
+            }
             let ended = self.flush(&mut inner);
             self.watch(&mut inner);
             ended
@@ -362,17 +628,16 @@ impl Chardev {
     }
 
     fn accept(&self, inner: &mut Inner) {
-        let Far::Unix { listener, .. } = &inner.far else { return };
-        while let Ok((conn, _)) = listener.accept() {
+        while let Some(conn) = inner.far.accept() {
             if inner.input.is_some() {
                 // One at a time: a second caller is hung up on.
                 continue;
             }
-            let Ok(copy) = conn.set_nonblocking(true).and_then(|()| conn.try_clone()) else {
+            let Ok(copy) = set_nonblocking(&conn).and_then(|()| conn.try_clone()) else {
                 continue;
             };
-            inner.input = Some(Port { fd: conn.into(), pace: Pace::NonBlocking });
-            inner.output = Some(Port { fd: copy.into(), pace: Pace::NonBlocking });
+            inner.input = Some(Port { fd: conn, pace: Pace::NonBlocking });
+            inner.output = Some(Port { fd: copy, pace: Pace::NonBlocking });
         }
     }
 
@@ -380,6 +645,12 @@ impl Chardev {
         inner.input_watched = false;
         for p in [inner.input.take(), inner.output.take()].into_iter().flatten() {
             self.unwatch(p.fd.as_raw_fd());
+        }
+        if let Far::Client { again, connecting, .. } = &mut inner.far {
+            *connecting = false;
+            if let Some(wait) = *again {
+                self.redial_after(wait);
+            }
         }
     }
 
@@ -402,7 +673,7 @@ impl Chardev {
                 Err(_) if matches!(inner.far, Far::Pty { .. }) => break 0,
                 Err(_) => {}
             }
-            if matches!(inner.far, Far::Unix { .. }) {
+            if inner.far.is_socket() {
                 self.hang_up(&mut inner);
                 self.accept(&mut inner);
             } else if let Some(p) = inner.input.take() {
@@ -453,14 +724,38 @@ impl Chardev {
 fn is_connected(inner: &Inner) -> bool {
     match &inner.far {
         Far::Pty { .. } => inner.output.as_ref().is_some_and(|p| !p.polls(libc::POLLHUP)),
+        Far::Client { connecting: true, .. } => false,
         _ => inner.output.is_some(),
+    }
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    let set = unsafe {
+        let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
+        libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
+    };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+impl CharBackend for Chardev {
+    fn attach(&self, front: Arc<dyn CharFront>) -> bool {
+        self.front.set(front).is_ok()
+    }
+    fn room(&self) {
+        // Fails only if the counter is full, and then the main loop is awake already.
+        let _ = self.ready.write(1);
+    }
+    fn is_open(&self) -> bool {
+        is_connected(&self.lock())
     }
 }
 
 impl CharSink for Chardev {
     fn write(&self, data: &[u8]) {
         let mut inner = self.lock();
-        if inner.output.is_none() && !matches!(inner.far, Far::Unix { .. }) {
+        let keeps = inner.far.is_socket() || matches!(inner.far, Far::Ring { .. });
+        if inner.output.is_none() && !keeps {
             return;
         }
         let was_empty = inner.queue.is_empty();
@@ -475,7 +770,8 @@ impl CharSink for Chardev {
         }
         // With a backlog the main loop is already waiting for the far end; a pty's user may have
         // come without a sign.
-        if was_empty || matches!(inner.far, Far::Pty { .. } | Far::Unix { .. }) {
+        let keeps = keeps || matches!(inner.far, Far::Pty { .. });
+        if was_empty || keeps {
             self.flush(&mut inner);
         }
         if was_empty != inner.queue.is_empty() {
@@ -642,6 +938,84 @@ mod tests {
         assert!(readable(&dev));
         let mut b = [0; 4];
         assert_eq!(dev.read(&mut b), 1);
+    }
+
+    #[test]
+    fn clients_connect_again_and_fronts_are_told() {
+        #[derive(Default)]
+        struct Front {
+            got: Mutex<Vec<u8>>,
+            open: Mutex<Vec<bool>>,
+            room: std::sync::atomic::AtomicUsize,
+        }
+        impl CharFront for Front {
+            fn receive(&self, data: &[u8]) -> usize {
+                let n = data.len().min(self.room.load(Ordering::Acquire));
+                self.room.fetch_sub(n, Ordering::AcqRel);
+                self.got.lock().unwrap().extend(&data[..n]);
+                n
+            }
+            fn opened(&self, open: bool) {
+                self.open.lock().unwrap().push(open);
+            }
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = Address::Inet(listener.local_addr().unwrap());
+        let dev = Chardev::client(&at, Some(Duration::from_millis(20))).unwrap();
+        let front = Arc::new(Front::default());
+        assert!(dev.attach(front.clone()) && !dev.attach(front.clone()));
+        let turn = || {
+            readable(&dev);
+            dev.service();
+            dev.pump();
+        };
+        for round in 1..3 {
+            let (mut c, _) = listener.accept().unwrap();
+            while !dev.is_open() {
+                turn();
+            }
+            c.write_all(b"hello").unwrap();
+            turn();
+            // Nothing is lost while the front has no room.
+            front.room.store(3, Ordering::Release);
+            dev.room();
+            while front.got.lock().unwrap().len() < 3 {
+                turn();
+            }
+            front.room.store(100, Ordering::Release);
+            dev.room();
+            while front.got.lock().unwrap().len() < 5 {
+                turn();
+            }
+            assert_eq!(std::mem::take(&mut *front.got.lock().unwrap()), b"hello");
+            dev.write(b"bye");
+            let mut b = [0; 3];
+            c.read_exact(&mut b).unwrap();
+            drop(c);
+            while dev.is_open() {
+                turn();
+            }
+            turn();
+            assert_eq!(front.open.lock().unwrap().len(), 2 * round);
+        }
+        assert!(Chardev::client(&Address::Unix("/nonexistent/x".into()), None).is_err());
+    }
+
+    #[test]
+    fn tcp_servers_and_rings() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let dev = Chardev::tcp(free).unwrap();
+        let mut c = std::net::TcpStream::connect(free).unwrap();
+        while !dev.is_open() {
+            readable(&dev);
+            dev.service();
+        }
+        dev.write(b"x");
+        c.read_exact(&mut [0]).unwrap();
+        let ring = Chardev::ring(4).unwrap();
+        ring.write(b"abc");
+        ring.write(b"def");
+        assert_eq!((ring.kept(2), ring.kept(9)), (b"cd".to_vec(), b"ef".to_vec()));
     }
 
     #[test]

@@ -4,3 +4,6 @@
 pub mod block;
 pub mod chardev;
 pub mod entropy;
+pub mod nbd;
+pub mod net;
+pub mod p9;

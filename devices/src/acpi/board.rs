@@ -111,6 +111,17 @@ pub struct SerialPort {
     pub irq: u8,
 }
 
+/// Virtio registers in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VirtioMmio {
+    /// Address of the registers.
+    pub base: u32,
+    /// Their length in bytes.
+    pub len: u32,
+    /// GSI, level-triggered and active high.
+    pub gsi: u32,
+}
+
 /// A board.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Board {
@@ -138,6 +149,8 @@ pub struct Board {
     pub rtc: bool,
     /// A VGA that may be probed.
     pub vga: bool,
+    /// Virtio devices that are not on PCI.
+    pub virtio_mmio: Vec<VirtioMmio>,
 }
 
 impl Board {
@@ -176,6 +189,20 @@ impl Board {
             i8042: false,
             rtc: true,
             vga: false,
+            virtio_mmio: Vec::new(),
         }
+    }
+
+    /// The same without PCI, with virtio registers at these places.
+    pub fn microvm(apic_ids: Vec<u32>, virtio_mmio: Vec<VirtioMmio>) -> Board {
+        let mut board = Board { pci: None, virtio_mmio, ..Board::q35(apic_ids) };
+        // ISA IRQs would be edges.
+        for v in board.virtio_mmio.iter().filter(|v| v.gsi < 16) {
+            let irq = v.gsi as u8;
+            if board.overrides.iter().all(|o| o.irq != irq) {
+                board.overrides.push(IrqOverride { irq, gsi: v.gsi, trigger: Trigger::LevelHigh });
+            }
+        }
+        board
     }
 }

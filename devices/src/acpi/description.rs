@@ -43,7 +43,10 @@ pub fn dsdt(board: &Board) -> Vec<u8> {
         system.push(pci_root(board, pci));
         system.extend(routing::links());
         system.push(reserved_ecam(pci));
+    } else {
+        system.extend(devices::ports_and_lines(board));
     }
+    system.extend(devices::virtio_mmio(board));
     system.extend(devices::hpet(board));
     system.extend(devices::processors(board));
     put(&Scope::new("\\_SB_".into(), system.iter().map(|r| r as &dyn Aml).collect()));

@@ -5,7 +5,7 @@ use super::board::Board;
 use super::description::{Raw, resources};
 use acpi_tables::aml::{
     Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO,
-    Memory32Fixed, Name, OpRegion, OpRegionSpace, Path,
+    Interrupt, Memory32Fixed, Name, OpRegion, OpRegionSpace, Path,
 };
 use acpi_tables::{Aml, AmlSink};
 
@@ -60,6 +60,13 @@ pub(super) fn lpc(board: &Board) -> Raw {
             ],
         )),
     ];
+    c.extend(ports_and_lines(board));
+    Raw::of(&Device::new("LPC_".into(), c.iter().map(|r| r as &dyn Aml).collect()))
+}
+
+/// The devices at fixed ports with ISA IRQs.
+pub(super) fn ports_and_lines(board: &Board) -> Vec<Raw> {
+    let mut c = Vec::new();
     if board.rtc {
         c.push(isa("RTC_", "PNP0B00", 0, &[ports(0x70, 2), Raw::of(&IsaIrq(8))]));
     }
@@ -72,7 +79,24 @@ pub(super) fn lpc(board: &Board) -> Raw {
         let res = [ports(s.port, 8), Raw::of(&IsaIrq(s.irq))];
         c.push(isa(&format!("COM{}", i + 1), "PNP0501", i as u8 + 1, &res));
     }
-    Raw::of(&Device::new("LPC_".into(), c.iter().map(|r| r as &dyn Aml).collect()))
+    c
+}
+
+/// Virtio registers in memory (Linux's ID for them).
+pub(super) fn virtio_mmio(board: &Board) -> Vec<Raw> {
+    let one = |(i, v): (usize, &super::board::VirtioMmio)| {
+        let registers = Raw::of(&Memory32Fixed::new(true, v.base, v.len));
+        let line = Raw::of(&Interrupt::new(true, false, false, true, v.gsi));
+        Raw::of(&Device::new(
+            Path::new(&format!("VR{i:02X}")),
+            vec![
+                &Name::new("_HID".into(), &"LNRO0005"),
+                &Name::new("_UID".into(), &(i as u8)),
+                &Name::new("_CRS".into(), &resources(&[registers, line])),
+            ],
+        ))
+    };
+    board.virtio_mmio.iter().take(0x100).enumerate().map(one).collect()
 }
 
 /// The HPET.

@@ -115,6 +115,7 @@ pub struct Bus {
     decoder: Arc<Decoder>,
     msi: Arc<dyn MsiSink>,
     intx: Arc<dyn IntxRoute>,
+    root: bool,
     places: RwLock<BTreeMap<Devfn, Place>>,
 }
 
@@ -125,13 +126,24 @@ impl Bus {
         msi: Arc<dyn MsiSink>,
         intx: Arc<dyn IntxRoute>,
     ) -> Arc<Bus> {
-        Arc::new(Bus { decoder, msi, intx, places: RwLock::default() })
+        Arc::new(Bus { decoder, msi, intx, root: true, places: RwLock::default() })
+    }
+
+    /// Whether it is a root bus.
+    pub fn is_root(&self) -> bool {
+        self.root
     }
 
     /// The bus behind the bridge that will sit at `at` of this bus.
     pub fn behind_bridge(&self, at: Devfn) -> Arc<Bus> {
         let intx = Arc::new(Swizzle { upstream: self.intx.clone(), slot: at.slot() });
-        Bus::root(self.decoder.clone(), self.msi.clone(), intx)
+        Arc::new(Bus {
+            decoder: self.decoder.clone(),
+            msi: self.msi.clone(),
+            intx,
+            root: false,
+            places: RwLock::default(),
+        })
     }
 
     /// Who answers at which address.
@@ -139,7 +151,8 @@ impl Bus {
         &self.decoder
     }
 
-    /// Reserves an address: `at`, or function 0 of the first free slot from 1.
+    /// Reserves an address: `at`, or function 0 of the first free slot, which on a root bus is none
+    /// below 1.
     pub fn slot(self: &Arc<Self>, at: Option<Devfn>) -> Result<Slot, PciError> {
         let mut places = self.places.write().unwrap();
         let devfn = match at {
@@ -149,7 +162,7 @@ impl Bus {
                 )));
             }
             Some(at) => at,
-            None => (1..32)
+            None => (u8::from(self.root)..32)
                 .filter_map(|s| Devfn::new(s, 0))
                 .find(|d| !places.keys().any(|k| k.slot() == d.slot()))
                 .ok_or_else(|| PciError("no PCI slot is free; use fewer devices".into()))?,

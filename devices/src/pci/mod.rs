@@ -30,6 +30,7 @@ pub mod mch;
 pub mod msi;
 pub mod msix;
 pub mod pirq;
+pub mod root_port;
 
 pub use bus::{Bus, Devfn, PciDevice, Slot};
 pub use function::{Bar, Function, FunctionSpec, Identity};

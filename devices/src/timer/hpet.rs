@@ -264,10 +264,10 @@ impl Hpet {
         }
         if t.config & tn::LEVEL != 0 {
             s.status |= 1 << n;
-        } else if t.config & tn::ENABLE != 0 {
-            if let Some(line) = self.lines[n].get(s.route(n) as usize) {
-                line.pulse();
-            }
+        } else if t.config & tn::ENABLE != 0
+            && let Some(line) = self.lines[n].get(s.route(n) as usize)
+        {
+            line.pulse();
         }
         self.apply(&s);
     }

@@ -188,7 +188,7 @@ impl RtcState {
         if self.b() & B_24H != 0 {
             return self.encode(h);
         }
-        let h12 = if h % 12 == 0 { 12 } else { h % 12 };
+        let h12 = if h.is_multiple_of(12) { 12 } else { h % 12 };
         self.encode(h12) | if h >= 12 { 0x80 } else { 0 }
     }
 
@@ -391,20 +391,14 @@ impl Rtc {
         })
     }
 
-    /// Host UTC now, for [`Rtc::new`] of a machine whose guest time is 0.
-    pub fn host_utc() -> i64 {
-        std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
-    }
-
     /// Sets a byte of the battery-backed memory (14–127, not the century).
     pub fn set_byte(&self, index: u8, v: u8) {
         let i = usize::from(index);
-        if i > reg::D && i != reg::CENTURY {
-            if let Some(b) = self.lock().cmos.get_mut(i) {
-                *b = v;
-            }
+        if i > reg::D
+            && i != reg::CENTURY
+            && let Some(b) = self.lock().cmos.get_mut(i)
+        {
+            *b = v;
         }
     }
 

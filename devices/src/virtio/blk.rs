@@ -14,11 +14,13 @@
 //! * At most a queue's length of its requests are in flight, whatever the driver makes available.
 //! * Lock order: a queue's lock is a leaf but for the signaller.
 
-use super::pci::VirtioPci;
+use super::pci;
 use super::queue::VirtQueue;
 use super::spans::Spans;
-use super::{Activation, VirtioDevice, feature};
-use crate::registry::{BusKind, DeviceFault, DeviceType, Properties, Property, PropertyKind};
+use super::{Activation, VirtioDevice, feature, mmio};
+use crate::registry::{
+    BusKind, DeviceContext, DeviceFault, DeviceType, Properties, Property, PropertyKind,
+};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -191,7 +193,7 @@ impl Front {
         let (kind, sector) = (u32_at(&header, 0), u64_at(&header, 8));
         let given = readable.part(HEADER..readable.len());
         let wanted = writable.part(0..room);
-        let at = |len: u64| sector.checked_mul(SECTOR).filter(|_| len % SECTOR == 0);
+        let at = |len: u64| sector.checked_mul(SECTOR).filter(|_| len.is_multiple_of(SECTOR));
         match kind {
             kind::IN => match at(room) {
                 // SAFETY: the flight keeps the memory, and complete() notes what was written.
@@ -245,7 +247,7 @@ impl Front {
         if self.drive.read_only()
             || n == 0
             || n > u64::from(MAX_SEGMENTS)
-            || given.len() % SEGMENT as u64 != 0
+            || !given.len().is_multiple_of(SEGMENT as u64)
         {
             return Err(IOERR);
         }
@@ -497,6 +499,8 @@ impl VirtioDevice for VirtioBlk {
         if !knows_cache {
             self.front.drive.set_writeback(false);
         }
+        let signaller = activation.signaller.clone();
+        self.front.drive.on_resized(move || signaller.config_changed());
         let requester: Arc<dyn Requester> = self.front.clone();
         *self.engine.lock().unwrap() = Some(engine::start(&self.front.drive, requester));
         for queue in activation.queues.into_iter().flatten() {
@@ -509,6 +513,7 @@ impl VirtioDevice for VirtioBlk {
         self.kick();
     }
     fn reset(&self) {
+        self.front.drive.on_resized(|| {});
         self.front.hurried.store(true, Ordering::Release);
         for index in 0..self.sizes.len() {
             self.close(index);
@@ -631,40 +636,50 @@ impl BlkConfig {
     }
 }
 
+/// Makes a disk of the drive that `props` name.
+fn make(ctx: &DeviceContext, props: &Properties) -> Result<Arc<VirtioBlk>, DeviceFault> {
+    let config = BlkConfig::from_properties(props)?;
+    let Some(id) = props.text("drive") else {
+        return Err(DeviceFault::new("it has no drive", "name one with drive=ID"));
+    };
+    let drive = ctx.backends.drive(id)?;
+    if drive.size() % u64::from(config.logical_block) != 0 {
+        return Err(DeviceFault::new(
+            format!("drive '{id}' is not a whole number of logical blocks"),
+            "use a smaller logical_block_size",
+        ));
+    }
+    match props.text("write-cache") {
+        Some("on") => drive.set_writeback(true),
+        Some("off") => drive.set_writeback(false),
+        _ => {}
+    }
+    if !drive.take() {
+        return Err(DeviceFault::new(
+            format!("drive '{id}' has a device already"),
+            "give each device a drive of its own",
+        ));
+    }
+    Ok(Arc::new(VirtioBlk::new(drive, config)))
+}
+
 inventory::submit! {
     DeviceType {
         name: "virtio-blk-pci",
         bus: BusKind::Pci,
         description: "disk",
         properties: PROPERTIES,
-        create: |ctx, props| {
-            let config = BlkConfig::from_properties(props)?;
-            let Some(id) = props.text("drive") else {
-                return Err(DeviceFault::new("it has no drive", "name one with drive=ID"));
-            };
-            let drive = ctx.backends.drive(id)?;
-            if drive.size() % u64::from(config.logical_block) != 0 {
-                return Err(DeviceFault::new(
-                    format!("drive '{id}' is not a whole number of logical blocks"),
-                    "use a smaller logical_block_size",
-                ));
-            }
-            match props.text("write-cache") {
-                Some("on") => drive.set_writeback(true),
-                Some("off") => drive.set_writeback(false),
-                _ => {}
-            }
-            if !drive.take() {
-                return Err(DeviceFault::new(
-                    format!("drive '{id}' has a device already"),
-                    "give each device a drive of its own",
-                ));
-            }
-            let at = props.pci_address("addr");
-            let name = props.text("id").unwrap_or("virtio-blk-pci");
-            let device = Arc::new(VirtioBlk::new(drive, config));
-            Ok(VirtioPci::attach(ctx.pci()?, at, name, device, ctx.memory.clone())?)
-        },
+        create: |ctx, props| pci::attach(ctx, props, "virtio-blk-pci", make(ctx, props)?),
+    }
+}
+
+inventory::submit! {
+    DeviceType {
+        name: "virtio-blk-device",
+        bus: BusKind::VirtioMmio,
+        description: "disk",
+        properties: PROPERTIES,
+        create: |ctx, props| mmio::attach(ctx, make(ctx, props)?),
     }
 }
 

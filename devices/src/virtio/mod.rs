@@ -1,7 +1,7 @@
 //! Virtio 1.3: devices apart from how a driver reaches them.
 //!
 //! ```text
-//!   registers ─► pci::VirtioPci ─► Core (status, features, queue set-up) ─► VirtioDevice
+//!   registers ─► pci, mmio ───────► Core (status, features, queue set-up) ─► VirtioDevice
 //!                     ▲                 │ activate: VirtQueues, Signaller        │
 //!                     └── Notifier ◄────┴── Signaller: used, config, broken ◄────┘
 //! ```
@@ -18,13 +18,19 @@
 //! * Lock order: core → device → queue → notifier (which is lock-free up to the interrupt sink). A
 //!   device may signal from any thread with its own lock held.
 
+pub mod balloon;
 pub mod blk;
+pub mod console;
 pub mod core;
 pub mod device;
+pub mod mmio;
+pub mod net;
+pub mod p9;
 pub mod pci;
 pub mod queue;
 pub mod rng;
 pub mod spans;
+pub mod vsock;
 
 pub use self::core::Core;
 pub use device::{Activation, Signaller, VirtioDevice};
@@ -58,5 +64,9 @@ pub mod status {
     pub const FAILED: u8 = 128;
 }
 
+#[cfg(test)]
+pub(crate) mod hostile;
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -11,6 +11,7 @@ use crate::pci::capability::{Capability, Express, ExpressType, PowerManagement};
 use crate::pci::function::BarKind;
 use crate::pci::{Bar, Bus, Devfn, Function, FunctionSpec, Identity, Intx, Msix, PciDevice};
 use crate::pci::{PciError, Pin};
+use crate::registry::{Device, DeviceContext, DeviceFault, Properties};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use tandem_accel::bus::BusDevice;
@@ -220,7 +221,7 @@ impl Registers {
                 }
             }
             (0x1c, 2) if v == 1 => core.enable_queue(q),
-            (0x20..0x38, 4 | 8) if offset % data.len() as u64 == 0 => {
+            (0x20..0x38, 4 | 8) if offset.is_multiple_of(data.len() as u64) => {
                 core.configure_queue(q, |c| {
                     let field = match offset & !7 {
                         0x20 => &mut c.desc,
@@ -287,6 +288,19 @@ fn class(device_id: u16) -> u32 {
     }
 }
 
+/// Puts `device` on the bus and at the place that its properties say, named by its `id`, else by its
+/// type's name.
+pub fn attach(
+    ctx: &DeviceContext,
+    props: &Properties,
+    type_name: &str,
+    device: Arc<dyn VirtioDevice>,
+) -> Result<Arc<dyn Device>, DeviceFault> {
+    let at = props.pci_address("addr");
+    let name = props.text("id").unwrap_or(type_name);
+    Ok(VirtioPci::attach(ctx.pci()?, at, name, device, ctx.memory.clone())?)
+}
+
 impl VirtioPci {
     /// Puts `device` on `bus`, at `at` or in the first free slot. `name` names it in listings.
     pub fn attach(
@@ -340,7 +354,11 @@ impl VirtioPci {
             extra: vec![0; 4],
         })?;
         spec.capability(&PowerManagement)?;
-        spec.capability(&Express { kind: ExpressType::RootComplexEndpoint })?;
+        let kind = match bus.is_root() {
+            true => ExpressType::RootComplexEndpoint,
+            false => ExpressType::Endpoint,
+        };
+        spec.capability(&Express { kind })?;
         let device = Arc::new(VirtioPci {
             function: spec.build(slot.decoder()),
             registers,

@@ -107,6 +107,12 @@ impl VirtQueue {
         })
     }
 
+    /// Puts the last `n` requests taken by [`VirtQueue::pop`] back, as if they had not been taken.
+    /// They have not been given back by [`VirtQueue::push`].
+    pub fn unpop(&mut self, n: u16) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(n));
+    }
+
     /// Whether [`VirtQueue::pop`] would give a request. A hint: it takes nothing and blames nobody.
     pub fn has_more(&self, ram: &GuestRam) -> bool {
         let available = self.queue.avail_idx(ram, Ordering::Acquire);

@@ -3,10 +3,10 @@
 //! It answers on the vCPU thread that notifies: the host's generator does not block, and one
 //! request takes at most [`MAX_REQUEST`] bytes.
 
-use super::pci::VirtioPci;
+use super::pci;
 use super::queue::{Chain, VirtQueue};
-use super::{Activation, VirtioDevice};
-use crate::registry::{BusKind, DeviceType};
+use super::{Activation, VirtioDevice, mmio};
+use crate::registry::{BusKind, DeviceType, Property, PropertyKind};
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use tandem_accel::memory::GuestRam;
@@ -83,18 +83,33 @@ impl VirtioDevice for VirtioRng {
     }
 }
 
+const PROPERTIES: &[Property] = &[Property {
+    name: "rng",
+    kind: PropertyKind::Text,
+    default: None,
+    description: "the object that entropy comes from; the host's if absent",
+}];
+
 inventory::submit! {
     DeviceType {
         name: "virtio-rng-pci",
         bus: BusKind::Pci,
         description: "entropy from the host",
-        properties: &[],
+        properties: PROPERTIES,
         create: |ctx, props| {
             let device = Arc::new(VirtioRng::new(Arc::new(HostEntropy)));
-            let at = props.pci_address("addr");
-            let name = props.text("id").unwrap_or("virtio-rng-pci");
-            Ok(VirtioPci::attach(ctx.pci()?, at, name, device, ctx.memory.clone())?)
+            pci::attach(ctx, props, "virtio-rng-pci", device)
         },
+    }
+}
+
+inventory::submit! {
+    DeviceType {
+        name: "virtio-rng-device",
+        bus: BusKind::VirtioMmio,
+        description: "entropy from the host",
+        properties: PROPERTIES,
+        create: |ctx, _| mmio::attach(ctx, Arc::new(VirtioRng::new(Arc::new(HostEntropy)))),
     }
 }
 

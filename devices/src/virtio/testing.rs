@@ -1,6 +1,7 @@
 //! The other side, for tests: a driver that finds a device on PCI, negotiates, and runs requests.
 
 use super::VirtioDevice;
+use super::mmio::{Slot, Slots};
 use super::pci::VirtioPci;
 use super::status;
 use crate::gsi::IrqInputs;
@@ -20,11 +21,16 @@ const RAM: u64 = 0x20_0000;
 const QUEUE_AREA: u64 = 0x10_0000;
 const AREA_LEN: u64 = 0x2_0000;
 
+/// The place for a device without PCI.
+pub const MMIO_SLOT: Slot = Slot { base: 0xfeb0_0000, gsi: 5 };
+
 /// An empty machine with RAM and a root bus.
 pub struct Rig {
     pub pci: crate::pci::testing::Rig,
     pub sink: Arc<Recorder>,
     pub map: Arc<GuestMap>,
+    /// Places for devices without PCI.
+    pub slots: Arc<Slots>,
 }
 
 impl Rig {
@@ -32,7 +38,8 @@ impl Rig {
         let pci = crate::pci::testing::rig();
         let map = GuestMap::new();
         map.add("ram", RegionKind::Ram, 0, RAM).unwrap();
-        Rig { sink: pci.sink.clone(), pci, map }
+        let slots = Arc::new(Slots::new(vec![MMIO_SLOT]));
+        Rig { sink: pci.sink.clone(), pci, map, slots }
     }
 
     pub fn context(&self) -> DeviceContext {
@@ -48,7 +55,11 @@ impl Rig {
             memory: self.map.clone(),
             power: Arc::new(Deaf),
             pci: Some(self.pci.bus.clone()),
+            buses: Default::default(),
+            virtio_mmio: Some(self.slots.clone()),
+            boot_order: Default::default(),
             backends: Backends::default(),
+            directory: Default::default(),
         }
     }
 
@@ -272,6 +283,30 @@ impl DriverQueue {
             assert!(start.elapsed().as_secs() < 10, "the request was not used");
             std::thread::yield_now();
         }
+    }
+    /// Makes descriptor `n` a writable buffer of `len` bytes, at most 4096, and available. Does not
+    /// wait.
+    pub fn offer(&mut self, n: u16, len: u32) {
+        self.raw_descriptor(n, (self.buffer(n), len, 2, 0));
+        self.add_head(n);
+        self.kick();
+    }
+    fn buffer(&self, n: u16) -> u64 {
+        self.base + 0x4000 + 0x1000 * u64::from(n)
+    }
+    /// The bytes of used buffer number `nth` since the queue began, after waiting for it.
+    pub fn used_bytes(&self, nth: u16) -> Vec<u8> {
+        let start = std::time::Instant::now();
+        while self.used_index().wrapping_sub(nth) as i16 <= 0 {
+            assert!(start.elapsed().as_secs() < 10, "buffer {nth} was not used");
+            std::thread::yield_now();
+        }
+        let slot = self.base + 0x2004 + 8 * u64::from(nth % self.size);
+        let (head, len) = (self.get::<u32>(slot), self.get::<u32>(slot + 4));
+        let mut bytes = vec![0; len as usize];
+        let at = GuestAddress(self.buffer(head as u16));
+        self.map.ram().read_slice(&mut bytes, at).unwrap();
+        bytes
     }
     /// Length that the device wrote in the last request.
     pub fn last_len(&self) -> u32 {

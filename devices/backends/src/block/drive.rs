@@ -1,11 +1,12 @@
 //! A drive: an image as a device uses it, with cache mode and limits.
 
+use super::accounting::Accounting;
 use super::error::{Error, Result};
 use super::pieces::{Dst, Src};
 use super::throttle::{Limits, Throttle};
 use super::{Direct, Image};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
 
 /// What is cached, and when it becomes durable (QEMU's `cache=`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +101,10 @@ impl Op {
     }
 }
 
+fn throttle(limits: Limits) -> Option<Arc<Throttle>> {
+    limits.any().then(|| Arc::new(Throttle::new(limits)))
+}
+
 /// A drive.
 #[derive(Debug)]
 pub struct Drive {
@@ -107,8 +112,19 @@ pub struct Drive {
     options: DriveOptions,
     /// A guest may change this.
     writeback: AtomicBool,
-    throttle: Option<Throttle>,
+    throttle: RwLock<Option<Arc<Throttle>>>,
+    accounting: Accounting,
     taken: AtomicBool,
+    resized: Mutex<Option<Resized>>,
+}
+
+/// Called when a disk has another size.
+struct Resized(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Resized {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Resized")
+    }
 }
 
 impl Drive {
@@ -116,11 +132,24 @@ impl Drive {
     pub fn new(image: Arc<dyn Image>, options: DriveOptions) -> Arc<Drive> {
         Arc::new(Drive {
             writeback: AtomicBool::new(options.cache.writeback),
-            throttle: options.limits.any().then(|| Throttle::new(options.limits)),
+            throttle: RwLock::new(throttle(options.limits)),
+            accounting: Accounting::default(),
             image,
             options,
             taken: AtomicBool::new(false),
+            resized: Mutex::default(),
         })
+    }
+
+    /// Installs what is called when the disk has another size; of its device.
+    pub fn on_resized(&self, f: impl Fn() + Send + Sync + 'static) {
+        *self.resized.lock().unwrap() = Some(Resized(Box::new(f)));
+    }
+    /// Tells the device that the disk has another size.
+    pub fn tell_resized(&self) {
+        if let Some(f) = &*self.resized.lock().unwrap() {
+            (f.0)();
+        }
     }
 
     /// Makes it the caller's alone, as one drive belongs to one device.
@@ -151,9 +180,21 @@ impl Drive {
     pub fn options(&self) -> &DriveOptions {
         &self.options
     }
+    /// What enforces its limits, if it has any.
+    pub fn throttle(&self) -> Option<Arc<Throttle>> {
+        self.throttle.read().unwrap().clone()
+    }
     /// Its limits.
-    pub fn throttle(&self) -> Option<&Throttle> {
-        self.throttle.as_ref()
+    pub fn limits(&self) -> Limits {
+        self.throttle().map(|t| *t.limits()).unwrap_or_default()
+    }
+    /// Changes its limits, at any time.
+    pub fn set_limits(&self, limits: Limits) {
+        *self.throttle.write().unwrap() = throttle(limits);
+    }
+    /// What it has done so far.
+    pub fn accounting(&self) -> &Accounting {
+        &self.accounting
     }
     /// Whether writes may stay in a cache until a flush.
     pub fn writeback(&self) -> bool {
@@ -165,7 +206,7 @@ impl Drive {
     }
     /// The plain file, if reads and writes of ranges may go there without asking the image.
     pub fn direct(&self) -> Option<Direct> {
-        let plain = self.throttle.is_none() && self.options.detect_zeroes == DetectZeroes::Off;
+        let plain = self.throttle().is_none() && self.options.detect_zeroes == DetectZeroes::Off;
         self.image.direct().filter(|_| plain)
     }
 

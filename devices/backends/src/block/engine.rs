@@ -17,7 +17,7 @@ use super::error::Result;
 use super::uring;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Requests worked on side by side by threads.
 const THREADS: usize = 8;
@@ -67,6 +67,7 @@ pub fn start(drive: &Arc<Drive>, requester: Arc<dyn Requester>) -> Arc<dyn Engin
 
 /// Executes one request and gives it back.
 pub(super) fn work(drive: &Drive, requester: &dyn Requester, request: Request) {
+    let begun = Instant::now();
     if let (Some(throttle), Some((write, bytes))) = (drive.throttle(), request.op.cost()) {
         loop {
             match throttle.ask(write, bytes) {
@@ -78,6 +79,7 @@ pub(super) fn work(drive: &Drive, requester: &dyn Requester, request: Request) {
         }
     }
     let result = drive.execute(&request.op);
+    drive.accounting().enter(&request.op, begun.elapsed(), result.is_ok());
     requester.complete(request, result);
 }
 

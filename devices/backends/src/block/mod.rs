@@ -36,6 +36,8 @@
 //! it has no internal snapshots, consistency check, zstd, compressed writing or lazy refcounts, so
 //! `tandem img` would need a second implementation of the same metadata beside it.
 
+pub mod accounting;
+pub mod chain;
 pub mod drive;
 pub mod engine;
 pub mod error;

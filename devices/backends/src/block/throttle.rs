@@ -89,6 +89,11 @@ impl Throttle {
         Throttle { limits, state: Mutex::new((Default::default(), Instant::now())) }
     }
 
+    /// What it enforces.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// Asks to start a request of `bytes`. Zero: it has been counted and may start. Else ask again
     /// after that time.
     pub fn ask(&self, write: bool, bytes: u64) -> Duration {

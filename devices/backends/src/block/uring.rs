@@ -15,6 +15,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Instant;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Requests in flight.
@@ -62,7 +63,8 @@ struct Ring {
     /// Where the bell's count is read to; the kernel writes here.
     rung: Box<u64>,
     stop: Arc<AtomicBool>,
-    flights: Vec<Option<Request>>,
+    /// What the kernel works on, and since when.
+    flights: Vec<Option<(Request, Instant)>>,
     free: Vec<usize>,
     handoff: Arc<Handoff>,
     threads: Threads,
@@ -177,6 +179,11 @@ impl Ring {
                 && aligned
                 && offset & (align - 1) == 0
         };
+        if self.drive.throttle().is_some() {
+            // Limits came later; threads keep to them.
+            self.hand_on(request);
+            return Ok(());
+        }
         let entry = match &request.op {
             Op::Read(at, to) if fits(*at, to.len(), to.iov(), to.is_aligned(align as usize)) => {
                 let iov = to.iov();
@@ -203,7 +210,7 @@ impl Ring {
             return Ok(());
         };
         // The iovecs stay where they are on the heap when the request moves.
-        self.flights[slot] = Some(request);
+        self.flights[slot] = Some((request, Instant::now()));
         self.push(&entry.user_data(slot as u64))
     }
 
@@ -221,26 +228,31 @@ impl Ring {
                 continue;
             }
             let slot = tag as usize;
-            let Some(request) = self.flights.get_mut(slot).and_then(Option::take) else { continue };
+            let Some(flight) = self.flights.get_mut(slot).and_then(Option::take) else { continue };
             self.free.push(slot);
-            self.finish(request, result);
+            self.finish(flight, result);
         }
         Ok(())
     }
 
-    fn finish(&self, request: Request, result: i32) {
+    fn finish(&self, (request, begun): (Request, Instant), result: i32) {
+        let enter = |ok| self.drive.accounting().enter(&request.op, begun.elapsed(), ok);
         let whole = match &request.op {
             Op::Read(_, to) => to.len(),
             Op::Write(_, from) => from.len(),
             _ => 0,
         };
         match u64::try_from(result) {
-            Ok(n) if n >= whole => self.requester.complete(request, Ok(())),
+            Ok(n) if n >= whole => {
+                enter(true);
+                self.requester.complete(request, Ok(()));
+            }
             // Short: at the end of the file, or for reasons of the host's. Doing it again from the
             // start is as good as going on.
             Ok(_) => self.hand_on(request),
             Err(_) if matches!(-result, libc::EAGAIN | libc::EINTR) => self.hand_on(request),
             Err(_) => {
+                enter(false);
                 let e = io::Error::from_raw_os_error(-result);
                 let what = format!("work on '{}'", self.direct.file.path().display());
                 self.requester.complete(request, Err(Error::io(what, e)));

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 impl Resize for Qcow2 {
     fn resize(&self, size: u64, how: Preallocation) -> Result<()> {
         let old = self.size();
-        if size % SECTOR != 0 {
+        if !size.is_multiple_of(SECTOR) {
             return Err(Error::Invalid(format!("the size must be a multiple of {SECTOR}")));
         }
         if size < old {

@@ -1,8 +1,8 @@
 //! What the parts of a disk are, with everything behind its image.
 
+use super::{ExtentKind, Image, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
-use tandem_backends::block::{ExtentKind, Image, Result};
 
 /// A run of bytes of the same kind, from the same layer.
 #[derive(Clone, Debug, PartialEq, Eq)]

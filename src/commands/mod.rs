@@ -1,0 +1,21 @@
+//! The commands: everything that can be done to a machine from outside, one file for each subject.
+//!
+//! Every front end ends here: QMP sessions and monitors for people call these commands, and so does
+//! whatever `tandem ctl` sends. A file defines the types of its subject, its commands
+//! ([`crate::commands!`]) and what they do; nothing else calls into it.
+
+mod balloon;
+mod block;
+mod chardev;
+mod cpu;
+mod descriptors;
+mod devices;
+pub mod events;
+mod human;
+mod introspection;
+pub mod machine;
+pub mod memory;
+mod migration;
+mod paging;
+mod qom;
+pub mod run_state;
