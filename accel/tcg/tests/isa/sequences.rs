@@ -1,7 +1,7 @@
 //! Random straight-line code with short jumps: flags that live from one instruction to another,
 //! values kept in registers across writes, blocks that join.
 
-use super::every_form::{USER, image, text};
+use super::every_form::{USER, image, text, undefined_flags};
 use super::forms::{self, BASE, Want};
 use super::machine::{End, Machine};
 use super::memory::{Arena, DATA_LEN, data, set_data};
@@ -96,7 +96,7 @@ fn undefined_after(insn: &Instruction, before: u64) -> Option<u64> {
     if image(insn.rflags_read()) & before != 0 {
         return None;
     }
-    let undefined = image(insn.rflags_undefined());
+    let undefined = undefined_flags(insn);
     let defined = image(insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set());
     let counted = (0..insn.op_count()).any(|i| insn.op_register(i) == iced_x86::Register::CL)
         || insn.op_kind(insn.op_count().saturating_sub(1)) == OpKind::Immediate8;

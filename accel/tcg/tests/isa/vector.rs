@@ -1,7 +1,7 @@
 //! Each form of each vector instruction by itself, on random operands, with all vector state
 //! compared: registers, opmasks, MXCSR, general registers, flags, memory.
 
-use super::every_form::{USER, image, text};
+use super::every_form::{USER, text, undefined_flags};
 use super::machine::{End, Machine};
 use super::memory::{Arena, CODE, CONTEXT, DATA, DATA_LEN, data, poke, set_data};
 use super::native::{Regs, START};
@@ -504,7 +504,7 @@ fn compare(
     let mode = USER | Mode::AVX | Mode::AVX512;
     let got = m.run(bytes, START, mode, regs);
     let got_v = get_vectors(m);
-    let mask = 0xcd5 & !image(insn.rflags_undefined());
+    let mask = 0xcd5 & !undefined_flags(insn);
     let flags_ok = (got.regs.flags ^ want.flags) & mask == 0;
     let data_ok = data() == want_data;
     if got.end == End::Done && got.regs.gpr == want.gpr && flags_ok && data_ok && got_v == want_v {

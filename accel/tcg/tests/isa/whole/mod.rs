@@ -32,4 +32,7 @@ fn alone(name: &str) {
         .expect("starts");
     let text = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{name}: {}\n{text}", out.status);
+    for line in String::from_utf8_lossy(&out.stdout).lines().filter(|l| l.starts_with("skipped")) {
+        println!("{line}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::layout::{CODE, CODE_LEN, Memory};
 use super::state::State;
-use crate::every_form::image;
+use crate::every_form::{image, undefined_flags};
 use iced_x86::{
     Code, Decoder, DecoderOptions, Encoder, FlowControl, Instruction, Mnemonic, OpKind,
 };
@@ -162,7 +162,7 @@ fn undefined_after(insn: &Instruction, before: u64) -> Option<u64> {
     if read & before != 0 {
         return None;
     }
-    let undefined = image(insn.rflags_undefined());
+    let undefined = undefined_flags(insn);
     let defined = image(insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set());
     // A count of 0 leaves all flags as they are, and a repeated comparison may do nothing.
     use Mnemonic as M;
