@@ -105,10 +105,21 @@ pub struct BounceBuf {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct JmpEntry {
-    /// Guest pc; !0 if empty.
+    /// Guest pc. Of an empty entry, one that belongs into another: all 2⁶⁴ are addresses to which code
+    /// may jump, so no value stands for none.
     pub pc: u64,
     /// Host code of the block's checked entry.
     pub code: u64,
+}
+
+/// Which entry of the jump cache is for `pc`.
+pub fn jmp_slot(pc: u64) -> usize {
+    (pc ^ pc >> JMP_CACHE_BITS) as usize & ((1 << JMP_CACHE_BITS) - 1)
+}
+
+/// The pc of entry `i` when it is empty: 0 belongs into the first entry, 1 into the second.
+fn empty_pc(i: usize) -> u64 {
+    u64::from(i == 0)
 }
 
 /// State block of one vCPU with guest processor state `C`.
@@ -126,6 +137,12 @@ impl Core {
     /// Asks the vCPU to leave at the next block boundary.
     pub fn request_exit(&self) {
         self.exit_request.store(1, Ordering::Release);
+    }
+    /// Empties the jump cache.
+    pub fn clear_jump_cache(&mut self) {
+        for (i, e) in self.jmp_cache.iter_mut().enumerate() {
+            e.pc = empty_pc(i);
+        }
     }
     /// Byte offsets for the compiler; `size` is that of the whole `Env`.
     pub fn layout(size: usize) -> EnvLayout {
@@ -166,3 +183,10 @@ impl<C> Env<C> {
 const _: () = assert!(offset_of!(Core, x87_live) == offset_of!(Core, vec_live) + 1);
 // The mode word must directly follow the code map: checked entries compare it as one more word.
 const _: () = assert!(offset_of!(Core, mode) == offset_of!(Core, code_map) + 4 * CODE_MAP_LEN);
+
+#[test]
+fn nothing_is_found_in_an_empty_jump_cache() {
+    for i in 0..1 << JMP_CACHE_BITS {
+        assert_ne!(jmp_slot(empty_pc(i)), i);
+    }
+}

@@ -351,8 +351,6 @@ pub fn lookup_from_code(env: &mut Env, pc: u64) -> u64 {
 impl Env {
     /// Makes generated code find `code` at `pc` without coming back.
     pub(super) fn enter_jump_cache(&mut self, pc: u64, code: u64) {
-        let bits = crate::env::JMP_CACHE_BITS;
-        let i = (pc ^ pc >> bits) as usize & ((1 << bits) - 1);
-        self.core.jmp_cache[i] = crate::env::JmpEntry { pc, code };
+        self.core.jmp_cache[crate::env::jmp_slot(pc)] = crate::env::JmpEntry { pc, code };
     }
 }

@@ -3,7 +3,6 @@
 use super::find::{self, NoCode};
 use super::{Vcpu, leave};
 use crate::log;
-use crate::softmmu::NO_TAG;
 use crate::tb::{LOCK_RETRY, SMC_RETRY};
 use crate::x86::bits::cr4;
 use crate::x86::debug;
@@ -229,9 +228,7 @@ impl Env {
         let n = self.vcpu().shared.flushes();
         if self.core.flushes_seen != n {
             self.core.flushes_seen = n;
-            for e in &mut self.core.jmp_cache {
-                e.pc = NO_TAG;
-            }
+            self.core.clear_jump_cache();
         }
     }
 }

@@ -4,7 +4,7 @@
 //! untouched (all pages are checked before the first byte is written).
 
 use super::phys::{self, Ram};
-use super::{NO_TAG, PAGE_MASK, PAGE_SIZE, Slow, slow};
+use super::{PAGE_MASK, PAGE_SIZE, Slow, slow};
 use crate::env::CODE_MAP_LEN;
 use crate::tb;
 use crate::x86::Env;
@@ -405,9 +405,7 @@ impl Env {
         for t in &mut self.tlb {
             t.init();
         }
-        for e in &mut self.core.jmp_cache {
-            e.pc = NO_TAG;
-        }
+        self.core.clear_jump_cache();
     }
 }
 

@@ -1,19 +1,14 @@
 //! The programs of `cases.txt`: what once differed.
 
 use super::compare::{Lab, Verdict};
+use super::host;
 use super::layout::Memory;
 use super::program::{Item, Program, decode};
 use super::state::State;
-use iced_x86::{Code, Instruction};
 
 fn bytes(hex: &str) -> Vec<u8> {
     let digit = |i: usize| u8::from_str_radix(&hex[i..i + 2], 16).expect("hexadecimal");
     (0..hex.len() / 2).map(|i| digit(2 * i)).collect()
-}
-
-/// Cases are written with all that hides a save area.
-fn hides(i: &Instruction) -> bool {
-    i.memory_size().size() == 512 || i.code() == Code::Mov_rm32_imm32
 }
 
 /// The program of a line: name, code size, code, then words as [`super::shrink::line`] writes them.
@@ -63,17 +58,10 @@ fn parse(line: &str) -> (&str, Program, Option<&str>) {
                 || i.is_loop()
                 || i.is_loopcc();
             let target = target.then(|| find(i.near_branch_target()));
-            Item { insn: *i, target, flow: None, hidden: hides(i) }
+            Item { insn: *i, target, flow: None, hidden: false }
         })
         .collect();
     (name, p, vendor)
-}
-
-/// The host processor's vendor (CPUID leaf 0).
-fn host_vendor() -> String {
-    let id = std::arch::x86_64::__cpuid(0);
-    let bytes = [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes);
-    String::from_utf8_lossy(bytes.as_flattened()).into_owned()
 }
 
 #[test]
@@ -81,19 +69,22 @@ fn cases() {
     super::alone("whole::cases::here");
 }
 
+/// `ISA_CASE`: the lines to run instead of `cases.txt`.
 #[test]
 #[ignore = "run by `cases` in a process of its own"]
 fn here() {
     let mut lab = Lab::new();
     let mut failed = 0;
     let mut others = Vec::new();
-    for line in include_str!("cases.txt").lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
+    let own = std::env::var("ISA_CASE");
+    let text = own.as_deref().unwrap_or(include_str!("cases.txt"));
+    for line in text.lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
         let (name, p, vendor) = parse(line);
-        if vendor.is_some_and(|v| v != host_vendor()) {
+        if vendor.is_some_and(|v| v != host::vendor()) {
             others.push(name);
             continue;
         }
-        match lab.judge(&p) {
+        match lab.compare_all(&p) {
             Verdict::Same(_) => {}
             Verdict::Useless => panic!("{name} cannot be compared"),
             Verdict::Different(text) => {

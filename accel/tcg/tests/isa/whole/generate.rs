@@ -14,6 +14,7 @@ use crate::{vector, x87};
 use iced_x86::{
     Code, CpuidFeature, EncodingKind, Instruction, MemoryOperand, Mnemonic, OpKind, Register,
 };
+use std::arch::x86_64::__cpuid_count;
 use tandem_tcg::x86::bits::rflags;
 
 /// What always raises an exception in a user program, or usually. (Not INT1: after it virtual hosts
@@ -132,17 +133,25 @@ impl Pools {
             Code::values().filter(|&c| there(c, bits) && f(c)).collect()
         };
         let vectors = bits != 16;
-        let listed = |list: &[Code]| list.iter().copied().filter(|&c| there(c, bits)).collect();
+        let listed = |list: &[Code]| -> Vec<Code> {
+            list.iter().copied().filter(|&c| there(c, bits)).collect()
+        };
         Pools {
             bits,
             integer: all(&|c| forms::is_integer(c, bits) && !is_undefined(c)),
             vector: all(&|c| vectors && vector::is_vector(c) && !is_approximate(c)),
             indexed: all(&|c| vectors && vector::is_indexed(c)),
             x87: all(&|c| bits != 16 && x87::is_x87(c)),
-            other: listed(&OTHER),
+            other: listed(&OTHER).into_iter().filter(|&c| !is_hosts_alone(c)).collect(),
             raising: listed(&RAISING),
         }
     }
+}
+
+/// Whether the host has an instruction of [`OTHER`] that is unknown to the translator, which raises #UD.
+fn is_hosts_alone(code: Code) -> bool {
+    let movdiri = __cpuid_count(7, 0).ecx >> 27 & 1 != 0;
+    code == Code::Movdiri_m64_r64 && movdiri
 }
 
 /// Results that a program's rounding or the host's generation decides in ways of its own.
@@ -151,10 +160,11 @@ fn is_approximate(_: Code) -> bool {
 }
 
 /// Builds one program.
-struct Builder<'a> {
+pub struct Builder<'a> {
     rng: &'a mut Rng,
     pools: &'a Pools,
-    items: Vec<Item>,
+    /// What there is so far.
+    pub items: Vec<Item>,
     /// Forward jumps that wait for their target: which item, and after which item it is.
     open: Vec<(usize, usize)>,
     /// A loop's body is being made: its counter is taken.
@@ -224,12 +234,13 @@ fn same(a: Code, b: Code) -> bool {
 }
 
 impl Builder<'_> {
-    fn push(&mut self, insn: Instruction) {
+    /// Adds an instruction.
+    pub fn push(&mut self, insn: Instruction) {
         self.items.push(Item { insn, target: None, flow: None, hidden: false });
     }
 
     /// Adds an instruction made by one of iced's constructors.
-    fn add(&mut self, insn: Result<Instruction, iced_x86::IcedError>) {
+    pub fn add(&mut self, insn: Result<Instruction, iced_x86::IcedError>) {
         self.push(insn.unwrap_or_else(|e| panic!("{e}")));
     }
 
@@ -250,7 +261,8 @@ impl Builder<'_> {
         });
     }
 
-    fn bits(&self) -> u32 {
+    /// Size of the code.
+    pub fn bits(&self) -> u32 {
         self.pools.bits
     }
 
@@ -485,56 +497,7 @@ impl Builder<'_> {
             self.place(&mut insn);
         }
         self.push(insn);
-        match code.mnemonic() {
-            Mnemonic::Fxsave | Mnemonic::Fxsave64 => self.hide_save_area(&insn),
-            Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => self.hide_pointers(),
-            _ => {}
-        }
-    }
-
-    /// Overwrites in the area that `save` has written what hosts do not agree about: AMD's store x87
-    /// pointers only with a pending exception, and know MXCSR.MM.
-    fn hide_save_area(&mut self, save: &Instruction) {
-        let mask = match save.memory_displ_size() {
-            2 => 0xffff,
-            4 => 0xffff_ffff,
-            _ => u64::MAX,
-        };
-        let any = MemoryOperand::with_base(Register::RBX);
-        for (at, code) in [
-            (6, Code::Mov_rm16_imm16),
-            (8, Code::Mov_rm32_imm32),
-            (12, Code::Mov_rm32_imm32),
-            (16, Code::Mov_rm32_imm32),
-            (20, Code::Mov_rm32_imm32),
-            (28, Code::Mov_rm32_imm32),
-        ] {
-            if let Some(last) = self.items.last_mut() {
-                last.hidden = true;
-            }
-            let mut mov = Instruction::with2(code, any, 0).unwrap_or_else(|e| panic!("{e}"));
-            mov.set_memory_base(save.memory_base());
-            mov.set_memory_index(save.memory_index());
-            mov.set_memory_index_scale(save.memory_index_scale());
-            mov.set_segment_prefix(save.segment_prefix());
-            mov.set_memory_displ_size(save.memory_displ_size().max(2));
-            mov.set_memory_displacement64(save.memory_displacement64().wrapping_add(at) & mask);
-            self.push(mov);
-        }
-    }
-
-    /// Sets the x87 pointers anew after FXRSTOR, which on AMD's hosts restores them only together with
-    /// a pending exception.
-    fn hide_pointers(&mut self) {
-        if let Some(last) = self.items.last_mut() {
-            last.hidden = true;
-        }
-        let m = match self.bits() {
-            64 => MemoryOperand::with_base_displ(Register::RBX, 0x80),
-            32 => MemoryOperand::with_base_displ(Register::EBX, 0x80),
-            _ => MemoryOperand::with_displ(0x1080, 2),
-        };
-        self.add(Instruction::with1(Code::Ficom_m16int, m));
+        self.hide_pointers(&insn);
     }
 
     /// LDMXCSR of a valid value.
@@ -737,6 +700,7 @@ impl Builder<'_> {
             }
         }
         self.push(insn);
+        self.hide_pointers(&insn);
     }
 
     /// Gives the memory operand another address: by any base, at any distance from a page's end.

@@ -7,7 +7,7 @@
 
 use super::layout::{CODE, CODE_LEN, CS16, DATA, DATA_LEN, DS16, Memory, READ_ONLY_LEN, selectors};
 use super::state::{FLAGS, Outcome, State, Trap, has_error};
-use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tandem_tcg::x86::exception::vector;
 
@@ -122,6 +122,16 @@ fn make_segments() {
         let r = unsafe { libc::syscall(libc::SYS_modify_ldt, 1, &d, size_of::<UserDesc>()) };
         assert_eq!(r, 0, "modify_ldt: {}", std::io::Error::last_os_error());
     }
+}
+
+/// [`vendor`] of AMD's processors, which translated ones follow where the architecture leaves a choice.
+pub const AMD: &str = "AuthenticAMD";
+
+/// The host processor's vendor (CPUID leaf 0).
+pub fn vendor() -> String {
+    let id = __cpuid(0);
+    let bytes = [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes);
+    String::from_utf8_lossy(bytes.as_flattened()).into_owned()
 }
 
 /// System calls from the program's code raise SIGSYS.

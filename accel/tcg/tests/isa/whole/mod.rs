@@ -13,10 +13,12 @@
 mod cases;
 mod compare;
 mod coverage;
+mod excuse;
 mod fuzz;
 mod garbage;
 mod generate;
 mod guest;
+mod hide;
 mod host;
 mod layout;
 mod program;

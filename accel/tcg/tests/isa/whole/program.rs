@@ -126,12 +126,16 @@ impl Program {
         Some(before)
     }
 
-    /// Whether instructions are missing that hide what an FXSAVE or FXRSTOR shows of the host.
+    /// Whether instructions are missing that hide what an FXSAVE, FXRSTOR, FNSAVE or FNSTENV shows of the
+    /// host (see `hide.rs`).
     pub fn shows_save_area(&self) -> bool {
         (0..self.items.len()).any(|i| {
             let hides = match self.items[i].insn.mnemonic() {
                 Mnemonic::Fxsave | Mnemonic::Fxsave64 => 6,
                 Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => 1,
+                Mnemonic::Fnsave | Mnemonic::Fnstenv => {
+                    environment_words(&self.items[i].insn).len()
+                }
                 _ => 0,
             };
             hides > 0 && (i..i + hides).any(|n| self.items.get(n).is_none_or(|n| !n.hidden))
@@ -177,6 +181,17 @@ fn undefined_after(insn: &Instruction, before: u64) -> Option<u64> {
         _ => false,
     };
     Some(if keeps { before | undefined } else { before & !defined | undefined })
+}
+
+/// Offset and size in bytes of the words of an x87 environment about which processors do not agree: some
+/// know no FCS and FDS any more (CPUID.7.0:EBX[13]), set FDP only by exceptions (CPUID.7.0:EBX[6]), and
+/// FOP too (SDM vol. 1, 8.1.9.1).
+pub fn environment_words(save: &Instruction) -> &'static [(u64, u8)] {
+    use iced_x86::MemorySize as S;
+    match save.memory_size() {
+        S::FpuEnv14 | S::FpuState94 => &[(8, 4), (12, 2)],
+        _ => &[(16, 4), (20, 4), (24, 4)],
+    }
 }
 
 /// The instructions of `code` in code of size `bits` at `ip`.
