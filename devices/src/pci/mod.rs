@@ -43,5 +43,6 @@ pub use msix::Msix;
 #[error("{0}")]
 pub struct PciError(pub String);
 
-#[cfg(test)]
+#[cfg(any(test, feature = "hostile"))]
+#[cfg_attr(not(test), allow(dead_code))]
 pub(crate) mod testing;

@@ -64,9 +64,8 @@ pub mod status {
     pub const FAILED: u8 = 128;
 }
 
-#[cfg(test)]
-pub(crate) mod hostile;
-#[cfg(test)]
-mod hostile_tests;
-#[cfg(test)]
+#[cfg(any(test, feature = "hostile"))]
+pub mod hostile;
+#[cfg(any(test, feature = "hostile"))]
+#[cfg_attr(not(test), allow(dead_code))]
 pub(crate) mod testing;

@@ -16,7 +16,8 @@ use tandem_accel::clock::Clock;
 use tandem_accel::memory::{GuestMap, RegionKind};
 use vm_memory::{Bytes, GuestAddress};
 
-const RAM: u64 = 0x20_0000;
+/// Size of guest memory.
+pub const RAM: u64 = 0x20_0000;
 /// Where queue `n` lives: descriptors, available ring, used ring, buffers.
 const QUEUE_AREA: u64 = 0x10_0000;
 const AREA_LEN: u64 = 0x2_0000;
