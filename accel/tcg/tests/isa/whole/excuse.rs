@@ -4,7 +4,7 @@
 //! Translated processors do as AMD's where there is a choice, so on such a host less is let pass.
 
 use super::layout::{DATA, DATA_LEN, Memory};
-use super::program::{Assembled, Program};
+use super::program::{Assembled, Program, decode};
 use super::state::{Outcome, Trap};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use tandem_tcg::x86::bits::rflags::AC;
@@ -34,6 +34,8 @@ pub fn is_open(
         || faults_instead(p, code, want, got)
         || enters_mmx(p, code, want, got)
         || converts_first(p, code, want, got)
+        || reads_tables(p, got)
+        || bounds_apart(p, code, want, got)
 }
 
 /// Whether `insn` stores some elements of a vector only, or loads them.
@@ -92,6 +94,30 @@ fn converts_first(p: &Program, code: &Assembled, want: &Outcome, got: &Outcome) 
     want.state.rip == got.state.rip
         && (both(&want.trap, &got.trap) || both(&got.trap, &want.trap))
         && last(p, code, want).is_some_and(|i| i.mnemonic() == Mnemonic::Vcvtps2ph)
+}
+
+/// Whether BOUND raised #BR on one side and a fault of its operand on the other, or different ones: the
+/// upper bound may be read before the lower one is looked at, or after.
+fn bounds_apart(p: &Program, code: &Assembled, want: &Outcome, got: &Outcome) -> bool {
+    let (a, b) = (&want.trap, &got.trap);
+    want.state.rip == got.state.rip
+        && a.vector != b.vector
+        && [a, b].iter().all(|t| is_memory_fault(t) || t.vector == vector::BR)
+        && last(p, code, want).is_some_and(|i| i.mnemonic() == Mnemonic::Bound)
+}
+
+/// Whether `got` ended with #GP at an instruction that UMIP forbids: the host may know no UMIP, and if it
+/// does, its kernel carries the instruction out with an answer of its own. (Programs have these where they
+/// jump into the midst of an instruction.)
+fn reads_tables(p: &Program, got: &Outcome) -> bool {
+    use Mnemonic as M;
+    let at = got.state.rip.wrapping_sub(p.start()).wrapping_add(p.offset);
+    let bytes = usize::try_from(at).ok().and_then(|at| p.memory.code.get(at..));
+    let insn =
+        bytes.and_then(|b| decode(&b[..b.len().min(15)], p.bits, got.state.rip).first().copied());
+    got.trap.vector == vector::GP
+        && insn
+            .is_some_and(|i| matches!(i.mnemonic(), M::Sldt | M::Str | M::Smsw | M::Sgdt | M::Sidt))
 }
 
 /// What a program left on the host and on a translated processor.
@@ -231,7 +257,12 @@ impl Sides<'_> {
             // The Operation section of CMPS reads one operand after the other; which fault comes first is
             // left open where there are two.
             || matches!(insn.mnemonic(), M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq)
-                && (want.vector != got.vector || apart >= 8);
+                && (want.vector != got.vector || apart >= 8)
+            // A bit string reaches anywhere from its operand: through the stack segment, or not.
+            || matches!(insn.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
+                && insn.op1_kind() == OpKind::Register
+                && want.vector.min(got.vector) == vector::SS
+                && want.vector.max(got.vector) == vector::GP;
         if same {
             self.got.trap = want;
         }

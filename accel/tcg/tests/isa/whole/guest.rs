@@ -156,7 +156,7 @@ fn kernel_state(features: &tandem_tcg::x86::features::Features) -> X86State {
         idtr: TableReg { base: KERNEL + IDT, limit: 0xfff },
         cr0: cr0::PE | cr0::MP | cr0::NE | cr0::WP | cr0::AM | cr0::PG | 0x10,
         cr3: TABLES,
-        cr4: cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE,
+        cr4: cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE | cr4::UMIP,
         efer: 0xd01,
         xcr0: features.xcr0,
         ..X86State::default()
