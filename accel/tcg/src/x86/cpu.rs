@@ -219,17 +219,23 @@ impl Cpu {
 
     /// Whether accesses need segmentation (see [`super::mode::Mode::SEGMENTED`]).
     pub fn segmented(&self) -> bool {
+        use tandem_accel::x86::seg;
+        [seg::ES, seg::CS, seg::SS, seg::DS]
+            .iter()
+            .any(|&i| self.seg_base[i] != 0 || self.limited(i))
+    }
+
+    /// Whether segment `i` is not an ordinary present read-write (CS: readable) segment of 4 GiB,
+    /// wherever it starts.
+    pub fn limited(&self, i: usize) -> bool {
         use tandem_accel::x86::{ATTR_P, ATTR_S, ATTR_UNUSABLE, seg};
-        [seg::ES, seg::CS, seg::SS, seg::DS].iter().any(|&i| {
-            let s = &self.seg[i];
-            // Data: writable, expand up. Code: readable.
-            let ty = s.attr & 0xf;
-            let plain = if ty & 8 != 0 { ty & 2 != 0 && i == seg::CS } else { ty & 6 == 2 };
-            self.seg_base[i] != 0
-                || s.limit != u32::MAX
-                || s.attr & (ATTR_P | ATTR_S | ATTR_UNUSABLE) != ATTR_P | ATTR_S
-                || !plain
-        })
+        let s = &self.seg[i];
+        // Data: writable, expand up. Code: readable.
+        let ty = s.attr & 0xf;
+        let plain = if ty & 8 != 0 { ty & 2 != 0 && i == seg::CS } else { ty & 6 == 2 };
+        s.limit != u32::MAX
+            || s.attr & (ATTR_P | ATTR_S | ATTR_UNUSABLE) != ATTR_P | ATTR_S
+            || !plain
     }
 }
 

@@ -69,6 +69,11 @@ bitflags! {
         const WATCH = 1 << 25;
         /// x87 exceptions are unmasked or pending: x87 instructions need helpers.
         const X87_CARE = 1 << 26;
+        /// FS is not an ordinary present read-write segment of 4 GiB: accesses through it need checks
+        /// where those through other segments need none. Never set in 64-bit code.
+        const FS_LIMITED = 1 << 27;
+        /// The same of GS.
+        const GS_LIMITED = 1 << 28;
         /// One guest instruction per block (a debugging option, not guest state).
         const ONE_INSN = 1 << 31;
     }
@@ -111,6 +116,8 @@ impl Mode {
         m.set(Mode::CODE64, code64);
         m.set(Mode::CODE32, !code64 && cs & ATTR_DB != 0);
         m.set(Mode::SS32, code64 || cpu.seg[seg::SS].attr & ATTR_DB != 0);
+        m.set(Mode::FS_LIMITED, !code64 && cpu.limited(seg::FS));
+        m.set(Mode::GS_LIMITED, !code64 && cpu.limited(seg::GS));
         m.set(Mode::PE, cr0 & 1 != 0);
         m.set(Mode::VM86, vm86);
         m.set(Mode::TF, cpu.eflags & 1 << 8 != 0);

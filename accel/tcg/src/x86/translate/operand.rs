@@ -9,7 +9,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use std::mem::offset_of;
 use tandem_accel::x86::{Segment, seg};
 use tandem_jit::ir::{
-    Addr, Cond, Exit, ExitHint, ExitKind, Global, Op, PTR_LOCKED, PTR_READ, Val, Width,
+    Addr, Cond, Exit, ExitHint, ExitKind, Global, Op, PTR_LOCKED, PTR_READ, PTR_WRITE, Val, Width,
 };
 
 /// A general register as an operand names it.
@@ -273,8 +273,20 @@ impl Translator<'_> {
         addr
     }
 
+    /// Whether an access through segment `segment` needs a check of limit and type.
+    pub fn needs_check(&self, segment: usize, access: u8) -> bool {
+        self.mode.contains(Mode::SEGMENTED)
+            || match segment {
+                // Code is never written to, however flat (SDM vol. 3 §3.4.5.1).
+                seg::CS => !self.code64() && self.protected() && access & PTR_WRITE != 0,
+                seg::FS => self.mode.contains(Mode::FS_LIMITED),
+                seg::GS => self.mode.contains(Mode::GS_LIMITED),
+                _ => false,
+            }
+    }
+
     fn linear_unaligned(&mut self, segment: usize, o: Offset, size: u32, access: u8) -> Addr {
-        if self.mode.contains(Mode::SEGMENTED) {
+        if self.needs_check(segment, access) {
             let offset = self.offset_value(o);
             if !self.protected() {
                 return self.limit_checked(segment, offset, size);

@@ -39,7 +39,7 @@ pub(super) fn string(t: &mut Translator, insn: &Instruction, kind: Kind, w: Widt
         let size = t.b.iconst(w.bytes().into());
         t.b.call_void(helpers::CHECK_IO, &[port, size]);
     }
-    if repeat || io || t.mode.contains(Mode::SEGMENTED) {
+    if repeat || io || t.needs_check(source, PTR_READ) {
         return helper(t, insn, kind, w, address, source, repeat);
     }
     let acc = Gpr { num: 0, w, high: false };
@@ -133,7 +133,7 @@ fn helper(
         source: source as u8,
         mmu_idx: t.mode.mmu_idx(),
         code64: t.code64(),
-        segmented: t.mode.contains(Mode::SEGMENTED),
+        segmented: t.needs_check(source, PTR_READ),
         repeat,
         until_equal: insn.has_repne_prefix(),
         checked: t.mode.contains(Mode::ALIGN_CHECK),

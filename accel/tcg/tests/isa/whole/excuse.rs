@@ -80,8 +80,9 @@ fn faults_instead(p: &Program, code: &Assembled, want: &Outcome, got: &Outcome) 
 /// processors do, which nobody sees who starts the instruction again.
 fn enters_mmx(p: &Program, code: &Assembled, want: &Outcome, got: &Outcome) -> bool {
     const TOP: u16 = 7 << 11;
-    want.trap == got.trap
-        && is_memory_fault(&want.trap)
+    is_memory_fault(&want.trap)
+        && is_memory_fault(&got.trap)
+        && want.state.rip == got.state.rip
         && want.state.sw & TOP == 0
         && got.state.sw & TOP != 0
         && last(p, code, want).is_some_and(|i| (0..i.op_count()).any(|n| i.op_register(n).is_mm()))

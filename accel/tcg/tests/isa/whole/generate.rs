@@ -762,6 +762,11 @@ impl Builder<'_> {
             }
             // 32-bit addressing.
             18 if wide => set(insn, Register::EBX, offset.wrapping_sub(base_offset), 4),
+            // Code, which cannot be written to, or no segment at all.
+            15 if rng.one_in(12) => {
+                set(insn, reg(3), offset.wrapping_sub(base_offset), n);
+                insn.set_segment_prefix(rng.pick(&[Register::CS, Register::FS, Register::GS]));
+            }
             // Nothing there, or not even an address.
             19 if rng.one_in(12) => set(insn, reg(rng.below(3) as u32), rng.bits() & 0xff, n),
             _ => set(insn, reg(3), offset.wrapping_sub(base_offset), n),
