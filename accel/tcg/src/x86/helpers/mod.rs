@@ -115,6 +115,7 @@ helpers! {
 
     // ---- system ----
     SEG_CHECK = segment::seg_check, FAULT;
+    MASKED_SEG_CHECK = segment::masked_seg_check, FAULT;
     ARPL = segment::arpl, FAULT;
     LOAD_SEG = system::load_seg, SYSTEM;
     FAR_JMP = system::far_jmp, SYSTEM;

@@ -1,6 +1,7 @@
 //! Segment checks of memory accesses outside 64-bit code.
 
 use super::raise;
+use super::vector::active_span;
 use crate::x86::Env;
 use crate::x86::exception::{Exception, vector};
 use tandem_accel::x86::{ATTR_DB, ATTR_P, ATTR_S, ATTR_UNUSABLE, seg};
@@ -12,6 +13,20 @@ pub extern "C" fn seg_check(env: *mut Env, what: u64, offset: u64, size: u64) ->
     let env = unsafe { &mut *env };
     let n = ((what >> 8) as usize).min(seg::GS);
     check(env, n, what as u8, offset, size).unwrap_or_else(|e| raise(env, e))
+}
+
+/// [`check`] of the active elements of the masked operand at `offset` that is noted in the processor;
+/// elements that are masked off do not fault (SDM vol. 2A §2.4).
+pub extern "C" fn masked_seg_check(env: *mut Env, what: u64, offset: u64) -> u64 {
+    // SAFETY: as above.
+    let env = unsafe { &mut *env };
+    let n = ((what >> 8) as usize).min(seg::GS);
+    let Some((first, len)) = active_span(&env.cpu) else {
+        return env.cpu.seg_base[n].wrapping_add(offset) & u64::from(u32::MAX);
+    };
+    let from = offset.wrapping_add(first);
+    let linear = check(env, n, what as u8, from, len).unwrap_or_else(|e| raise(env, e));
+    linear.wrapping_sub(first) & u64::from(u32::MAX)
 }
 
 /// ARPL with its destination in memory, at `offset` in segment `what & 0xff`, by the MMU index above:
@@ -63,4 +78,35 @@ pub fn check(env: &Env, n: usize, access: u8, offset: u64, size: u64) -> Result<
     }
     let v = if n == seg::SS { vector::SS } else { vector::GP };
     Err(Exception::with_error(v, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::vector::Masked;
+    use super::*;
+    use crate::x86::testing::{BIG, Bench, DATA, sel};
+    use tandem_accel::x86::Segment;
+
+    #[test]
+    fn masked_elements_may_lie_beyond_the_limit() {
+        let mut b = Bench::new();
+        b.protected(0);
+        let env = b.env();
+        // Of a vector of eight doublewords at 1000h, four are inside.
+        let s = Segment { selector: sel::FREE, base: 0x5000, limit: 0x100f, attr: DATA | BIG };
+        env.cpu.set_seg(seg::FS, s);
+        env.cpu.masked_what = Masked { log2: 5, elem_log2: 2, ..Masked::default() }.pack();
+        let what = (seg::FS as u64) << 8 | u64::from(PTR_READ);
+        for (bits, fault) in [(0, false), (0xf, false), (8, false), (0x10, true), (0x81, true)] {
+            env.cpu.masked_bits = bits;
+            env.core.fault = 0;
+            let linear = masked_seg_check(env, what, 0x1000);
+            assert_eq!(env.core.fault != 0, fault, "{bits:#x}");
+            if fault {
+                assert_eq!(env.cpu.exception, Exception::gp(0));
+            } else {
+                assert_eq!(linear, 0x6000, "{bits:#x}");
+            }
+        }
+    }
 }

@@ -3,10 +3,10 @@
 use super::raise;
 use super::segment::seg_check;
 use crate::env::MASKED;
-use crate::x86::Env;
 use crate::x86::exception::{Exception, vector};
 use crate::x86::mode::Mode;
 use crate::x86::paging::Access;
+use crate::x86::{Cpu, Env};
 use tandem_jit::ir::{PTR_READ, PTR_WRITE};
 
 /// MXCSR bits that exist (SDM vol. 1 §10.2.3).
@@ -89,6 +89,15 @@ impl Masked {
             bits & all
         }
     }
+}
+
+/// Where the active elements of the masked operand that is noted in `cpu` begin, from its address, and how
+/// many bytes they reach over; `None` if there are none.
+pub(super) fn active_span(cpu: &Cpu) -> Option<(u64, u64)> {
+    let m = Masked::unpack(cpu.masked_what);
+    let active = m.active(cpu.masked_bits);
+    let (first, end) = (u64::from(active.trailing_zeros()), 64 - u64::from(active.leading_zeros()));
+    (active != 0).then(|| (first << m.elem_log2, (end - first) << m.elem_log2))
 }
 
 fn elements(active: u64) -> impl Iterator<Item = u64> {

@@ -19,7 +19,7 @@ use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 use std::mem::offset_of;
 use tandem_accel::x86::seg;
 use tandem_jit::ir::{
-    Native, NativeReg, Op, PTR_ALIGNED, PTR_MASKED, PTR_READ, PTR_WRITE, Val, Width,
+    Addr, Native, NativeReg, Op, PTR_ALIGNED, PTR_MASKED, PTR_READ, PTR_WRITE, Val, Width,
 };
 
 /// A form of an instruction that reads a mask into a general register.
@@ -100,11 +100,21 @@ fn is_broadcast_name(insn: &Instruction) -> bool {
 
 fn run_masked(t: &mut Translator, insn: &Instruction, f: &Form, m: Masked, bits: Val) {
     let access = if m.write { PTR_WRITE } else { PTR_READ };
-    let addr = t.mem_addr_aligned(insn, 1 << m.log2, 1, access);
     // For the slow path, which judges alignment by the active elements.
     let what = t.b.iconst(m.pack());
     t.b.stenv(Width::W64, cpu_field(offset_of!(Cpu, masked_what)), what);
     t.b.stenv(Width::W64, cpu_field(offset_of!(Cpu, masked_bits)), bits);
+    let segment = seg_num(insn.memory_segment()).unwrap_or(seg::DS);
+    let addr = if t.needs_check(segment, access) {
+        // So does the check of the segment.
+        let o = t.mem_offset(insn);
+        let offset = t.offset_value(o);
+        let what = t.b.iconst((segment as u64) << 8 | u64::from(access));
+        let linear = t.b.call(helpers::MASKED_SEG_CHECK, &[what, offset]);
+        Addr::base(linear)
+    } else {
+        t.mem_addr_aligned(insn, 1 << m.log2, 1, access)
+    };
     let aligned = if m.aligned || m.checked { PTR_ALIGNED } else { 0 };
     let ptr = t.b.ptr(m.log2, addr, access | aligned | PTR_MASKED);
     emit(t, insn, f, ptr);
