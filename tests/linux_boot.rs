@@ -138,6 +138,27 @@ fn two_processors() {
 }
 
 #[test]
+fn nodes() {
+    let Some(guest) = Guest::find("vmlinuz-6.1", "6.1") else { return };
+    let said = guest.check(&[
+        "--smp",
+        "4,sockets=2",
+        "--numa",
+        "node,cpus=0-1,mem=128M",
+        "--numa",
+        "node,cpus=2-3,mem=384M",
+        "--numa",
+        "dist,src=0,dst=1,val=31",
+    ]);
+    let nodes: Vec<&str> = section(&said, "nodes").lines().collect();
+    assert_eq!(nodes.len(), 2, "{said}");
+    let kib = |line: &str| line.split_whitespace().rev().nth(1).unwrap().parse::<u64>().unwrap();
+    assert!(nodes[0].starts_with("node0 cpus 0-1 distance 10 31 "), "{said}");
+    assert!(nodes[1].starts_with("node1 cpus 2-3 distance 31 10 "), "{said}");
+    assert!(kib(nodes[0]) <= 128 << 10 && kib(nodes[1]) > 300 << 10, "{said}");
+}
+
+#[test]
 fn twenty_boots_in_a_row() {
     let Some(guest) = Guest::find("vmlinuz-6.1", "6.1") else { return };
     for n in 0..20 {

@@ -53,6 +53,10 @@ pub struct RunArgs {
     /// Processors: N, or cpus=N,sockets=S,cores=C,threads=T
     #[arg(long, value_name = "N", default_value = "1", help_heading = "Machine")]
     smp: String,
+    /// Node of processors and memory: node,cpus=A-B,mem=SIZE, in the order of their numbers; or how
+    /// far one is from another: dist,src=A,dst=B,val=V; repeatable
+    #[arg(long, value_name = "NODE", help_heading = "Machine")]
+    numa: Vec<String>,
     /// CPU model with features added or removed, for example x86-64-v3,+aes,-avx2
     #[arg(long, value_name = "MODEL", default_value = "max", help_heading = "Machine")]
     cpu: String,
@@ -194,6 +198,7 @@ impl RunArgs {
         if let Some(smp) = parse::smp(&self.smp, &mut faults) {
             c.smp = smp;
         }
+        self.numa.iter().for_each(|n| c.numa.add(n, &mut faults));
         c.cpu = self.cpu.clone();
         c.accel = Accel::parse_list(&self.accel, &mut faults);
         if c.accel.is_empty() {

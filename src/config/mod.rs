@@ -17,6 +17,7 @@ pub mod file;
 pub mod firmware;
 pub mod monitor;
 pub mod net;
+pub mod numa;
 pub mod parse;
 mod size;
 pub mod validate;
@@ -26,6 +27,7 @@ pub use drive::{Drive, Interface};
 pub use fault::Fault;
 pub use firmware::Firmware;
 pub use net::Netdev;
+pub use numa::Numa;
 pub use size::Size;
 
 use serde::{Deserialize, Serialize};
@@ -48,6 +50,8 @@ pub struct VmConfig {
     pub memory: Size,
     /// Processors and how they are arranged.
     pub smp: Smp,
+    /// Nodes that processors and memory are in.
+    pub numa: Numa,
     /// CPU model, with `+feature` and `-feature` appended by commas.
     pub cpu: String,
     /// Accelerators in order of preference.
@@ -88,6 +92,7 @@ impl Default for VmConfig {
             machine: "q35".into(),
             memory: Size::mib(512),
             smp: Smp::default(),
+            numa: Numa::default(),
             cpu: "max".into(),
             accel: vec![Accel::Auto],
             boot: Boot::default(),

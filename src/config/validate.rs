@@ -36,6 +36,7 @@ impl VmConfig {
         }
         let memory_is_good = self.memory(&mut faults);
         self.processors(&mut faults);
+        faults.extend(self.numa.place(self.smp, self.memory).err().into_iter().flatten());
         // With bad memory, files are judged as if there were plenty: what does not fit would only
         // repeat that fault.
         let memory = if memory_is_good { self.memory } else { MAX_RAM };

@@ -4,6 +4,7 @@
 use super::Failure;
 use super::cpu::Processors;
 use super::memmap::{E820Kind, ECAM, FOUR_GIB, IOAPIC, MemoryMap, PCI64, PCI64_SIZE};
+use super::nodes::nodes;
 use crate::boot;
 use crate::config::{Fault, VmConfig};
 use std::collections::BTreeMap;
@@ -153,6 +154,7 @@ impl Facts<'_> {
             .iter()
             .map(|(port, irq)| acpi::board::SerialPort { port: *port, irq: *irq as u8 })
             .collect();
+        board.numa = nodes(self.config);
         if let Some(pci) = &mut board.pci {
             pci.mem64 = vec![PCI64..=PCI64 + PCI64_SIZE - 1];
         }

@@ -108,6 +108,25 @@ impl MemoryMap {
         regions
     }
 
+    /// The places of runs of RAM of these lengths that follow each other: run, first address, bytes.
+    /// A run over the hole below 4 GiB has two places. Lengths beyond the end count for nothing.
+    pub fn runs(&self, lengths: &[u64]) -> Vec<(usize, u64, u64)> {
+        let parts = [(0, 0, self.low_end), (self.low_end, FOUR_GIB, self.high)];
+        let mut places = Vec::new();
+        let mut start = 0u64;
+        for (i, len) in lengths.iter().enumerate() {
+            let end = start.saturating_add(*len);
+            for (offset, base, size) in parts {
+                let (from, to) = (start.max(offset), end.min(offset + size));
+                if from < to {
+                    places.push((i, base + (from - offset), to - from));
+                }
+            }
+            start = end;
+        }
+        places
+    }
+
     /// The map that the guest is told, in address order.
     pub fn e820(&self) -> Vec<E820Entry> {
         use E820Kind::{Ram, Reserved};

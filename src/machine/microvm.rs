@@ -162,7 +162,7 @@ impl Microvm {
         if !faults.is_empty() {
             return Err(Failure::Usage(faults));
         }
-        let tables = tables(processors, serials.len(), places.taken())?;
+        let tables = tables(config, processors, serials.len(), places.taken())?;
         let devices = made;
         Ok(Microvm {
             bus,
@@ -240,6 +240,7 @@ impl Drop for Microvm {
 
 /// The ACPI tables.
 fn tables(
+    config: &VmConfig,
     processors: &Processors,
     serials: usize,
     virtio: &[Slot],
@@ -250,6 +251,7 @@ fn tables(
         gsi: s.gsi,
     });
     let mut board = acpi::Board::microvm(processors.apic_ids.clone(), virtio.collect());
+    board.numa = super::nodes::nodes(config);
     board.serial = COM[..serials]
         .iter()
         .map(|(port, irq)| acpi::board::SerialPort { port: *port, irq: *irq as u8 })

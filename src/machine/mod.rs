@@ -20,6 +20,7 @@ mod main_loop;
 pub mod memmap;
 pub mod microvm;
 pub mod networks;
+mod nodes;
 pub mod objects;
 mod ports;
 mod q35;

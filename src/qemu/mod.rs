@@ -17,6 +17,7 @@ mod character;
 mod device;
 pub mod keyval;
 mod machine;
+mod numa;
 mod settle;
 pub mod table;
 
@@ -106,6 +107,7 @@ pub struct Builder {
     nodes: BTreeMap<String, Node>,
     memory_backends: BTreeMap<String, u64>,
     memory_backend: Option<String>,
+    numa: Vec<String>,
     nodefaults: bool,
     nographic: bool,
     headless: bool,

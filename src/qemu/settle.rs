@@ -8,6 +8,7 @@ impl Builder {
     pub(super) fn settle(&mut self) {
         self.settle_accel();
         self.settle_memory();
+        self.settle_numa();
         self.settle_monitors();
         self.settle_serials();
         self.settle_chardevs();

@@ -98,6 +98,10 @@ pub static OPTIONS: &[Opt] = &[
         opt("smp", "N[,sockets=…]", "processors and how they are arranged", Builder::smp),
         &["cpus", "sockets", "cores", "threads", "maxcpus", "dies"],
     ),
+    keys(
+        opt("numa", "node,… dist,… cpu,…", "nodes of processors and memory", Builder::numa),
+        &["nodeid", "cpus", "mem", "memdev", "src", "dst", "val", "node-id", "socket-id"],
+    ),
     opt("kernel", "FILE", "kernel to boot", |b, v| b.path(v, |c, p| c.boot.kernel = Some(p))),
     opt("initrd", "FILE", "initial RAM disk", |b, v| b.path(v, |c, p| c.boot.initrd = Some(p))),
     opt("append", "TEXT", "kernel command line", |b, v| {
@@ -220,7 +224,6 @@ pub static OPTIONS: &[Opt] = &[
     refuse("smbios", "key=value…", "SMBIOS tables cannot be set on this command line; remove it"),
     refuse("acpitable", "key=value…", "ACPI tables cannot be added; remove it"),
     refuse("fw_cfg", "key=value…", "there is no fw_cfg on this command line; remove it"),
-    refuse("numa", "key=value…", "there is one NUMA node only; remove it"),
     refuse("mem-path", "PATH", "guest memory is anonymous; remove it"),
     refuse("mem-prealloc", "", "guest memory is given as it is used; remove it"),
     refuse("icount", "key=value…", "instructions are not counted; remove it"),

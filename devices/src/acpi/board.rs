@@ -122,6 +122,28 @@ pub struct VirtioMmio {
     pub gsi: u32,
 }
 
+/// A part of RAM, and its node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MemoryRange {
+    /// Its node.
+    pub node: u32,
+    /// First address.
+    pub base: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// Nodes of processors and memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Numa {
+    /// Node of each processor, in the board's order.
+    pub cpus: Vec<u32>,
+    /// RAM.
+    pub memory: Vec<MemoryRange>,
+    /// Distances, a row for each node: 10 to itself, 255 for unreachable.
+    pub distances: Vec<Vec<u8>>,
+}
+
 /// A board.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Board {
@@ -151,6 +173,8 @@ pub struct Board {
     pub vga: bool,
     /// Virtio devices that are not on PCI.
     pub virtio_mmio: Vec<VirtioMmio>,
+    /// Nodes, if it has any.
+    pub numa: Option<Numa>,
 }
 
 impl Board {
@@ -190,6 +214,7 @@ impl Board {
             rtc: true,
             vga: false,
             virtio_mmio: Vec::new(),
+            numa: None,
         }
     }
 

@@ -8,11 +8,13 @@
 pub mod board;
 mod description;
 mod devices;
+mod numa;
 mod routing;
 mod system;
 
 pub use board::Board;
 pub use description::dsdt;
+pub use numa::{slit, srat};
 pub use system::{facs, fadt, hpet, madt, mcfg, rsdp, rsdt, xsdt};
 
 use crate::firmware::loader::{Script, Zone};
@@ -71,6 +73,8 @@ fn link(board: &Board, base: u64) -> Linked {
     let mut tables = vec![fadt_at, put(&madt(board))];
     tables.extend(mcfg(board).map(|t| put(&t)));
     tables.extend(hpet(board).map(|t| put(&t)));
+    tables.extend(srat(board).map(|t| put(&t)));
+    tables.extend(slit(board).map(|t| put(&t)));
     let list: Vec<u64> = tables.iter().map(|t| address(*t)).collect();
     let (short, long) = (rsdt(&list), xsdt(&list));
     let (rsdt_at, xsdt_at) = (put(&short), put(&long));

@@ -8,7 +8,7 @@ pub(super) const OEM_ID: [u8; 6] = *b"TANDEM";
 pub(super) const OEM_TABLE: [u8; 8] = *b"TANDEMPC";
 pub(super) const OEM_REVISION: u32 = 1;
 
-fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
+pub(super) fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
     let mut t = Sdt::new(signature, 36, revision, OEM_ID, OEM_TABLE, OEM_REVISION);
     t.append_slice(body);
     t.as_slice().to_vec()
