@@ -180,7 +180,7 @@ impl Numa {
         let said: Vec<u64> = self.nodes.iter().flat_map(|n| n.memory).map(Size::bytes).collect();
         let nodes = self.nodes.len() as u64;
         if said.is_empty() {
-            let each = memory.bytes() / nodes.max(1) & !((1 << 20) - 1);
+            let each = (memory.bytes() / nodes.max(1)) & !((1 << 20) - 1);
             let mut shares = vec![each; nodes as usize];
             if let Some(last) = shares.last_mut() {
                 *last = memory.bytes() - each * (nodes - 1);
