@@ -737,6 +737,14 @@ impl Asm {
     pub(super) fn kmovq(&mut self, store: bool, k: u8, m: Mem) {
         self.vex(1, 0, true, 0x90 | store as u8, k, 0, Rm::M(m), 0);
     }
+    /// `vorps v, v, [m]` at 16 or 32 bytes, or `vorps v, v, vector register`.
+    pub(super) fn or_vec(&mut self, bytes: u32, v: u8, rm: impl Into<Rm>) {
+        self.vex(1, 0, false, 0x56, v, v, rm.into(), (bytes == 32) as u8);
+    }
+    /// `vptest ymm v, ymm v`: ZF if it is all zeros.
+    pub(super) fn test_vec(&mut self, v: u8) {
+        self.vex(2, 1, false, 0x17, v, 0, Rm::R(v), 1);
+    }
     /// `vzeroupper`.
     pub(super) fn vzeroupper(&mut self) {
         self.raw(&[0xc5, 0xf8, 0x77]);
@@ -821,6 +829,9 @@ mod tests {
         assert_eq!(text(|a| a.mov_vec(32, false, 15, m)), "vmovups ymm15,[rsp+100h]");
         assert_eq!(text(|a| a.mov_vec(64, false, 31, m)), "vmovups zmm31,[rsp+100h]");
         assert_eq!(text(|a| a.kmovq(true, 7, m)), "kmovq [rsp+100h],k7");
+        assert_eq!(text(|a| a.or_vec(16, 9, m)), "vorps xmm9,xmm9,[rsp+100h]");
+        assert_eq!(text(|a| a.or_vec(32, 0, Rm::R(1))), "vorps ymm0,ymm0,ymm1");
+        assert_eq!(text(|a| a.test_vec(1)), "vptest ymm1,ymm1");
     }
 
     #[test]

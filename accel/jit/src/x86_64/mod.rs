@@ -64,6 +64,8 @@ struct Features {
     lzcnt: bool,
     /// PEXT is one micro-operation, not microcode.
     fast_pext: bool,
+    /// Legacy vector instructions mix badly with VEX ones unless the upper parts are known clear.
+    clear_uppers: bool,
 }
 
 impl Features {
@@ -74,17 +76,22 @@ impl Features {
             bmi2,
             lzcnt: std::arch::is_x86_feature_detected!("lzcnt"),
             fast_pext: bmi2 && !slow_pext(),
+            clear_uppers: !is_amd(),
         }
     }
 }
 
+/// Whether the processor is AMD's or Hygon's.
+fn is_amd() -> bool {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    vendor.ebx == 0x6874_7541 || vendor.ebx == 0x6f67_7948
+}
+
 /// AMD processors before Zen 3 (family 19h) run PEXT in microcode.
 fn slow_pext() -> bool {
-    let vendor = std::arch::x86_64::__cpuid(0);
-    let amd = vendor.ebx == 0x6874_7541 || vendor.ebx == 0x6f67_7948;
     let sig = std::arch::x86_64::__cpuid(1).eax;
     let family = (sig >> 8 & 15) + if sig >> 8 & 15 == 15 { sig >> 20 & 0xff } else { 0 };
-    amd && family < 0x19
+    is_amd() && family < 0x19
 }
 
 /// What both the code and the Rust functions it calls look at.
@@ -144,6 +151,7 @@ fn emit_thunks(shared: &Arc<Shared>) -> io::Result<Thunks> {
         pins: &shared.pins,
         writeback: writeback as *const () as usize,
         context: Arc::as_ptr(shared) as usize,
+        clear_uppers: shared.features.clear_uppers,
     };
     let arena = &shared.arena;
     let mut a = Asm::default();

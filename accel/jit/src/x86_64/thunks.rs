@@ -63,6 +63,8 @@ pub(super) struct Input<'a> {
     pub writeback: usize,
     /// Third argument of `writeback`.
     pub context: usize,
+    /// Upper parts of vector registers are better left clear than loaded with zeros.
+    pub clear_uppers: bool,
 }
 
 struct Builder<'a> {
@@ -71,6 +73,7 @@ struct Builder<'a> {
     pins: &'a Pins,
     writeback: usize,
     context: usize,
+    clear_uppers: bool,
     vec_save: Label,
     leave: Label,
     leave_saved: Label,
@@ -85,6 +88,7 @@ pub(super) fn build(a: &mut Asm, input: &Input) -> Thunks {
         pins: input.pins,
         writeback: input.writeback,
         context: input.context,
+        clear_uppers: input.clear_uppers && input.target.vec != VecState::Xmm,
         vec_save,
         leave,
         leave_saved,
@@ -236,7 +240,7 @@ impl Builder<'_> {
         self.a.jcc(CC_NE, vectors);
         self.a.ret();
         self.a.bind(vectors);
-        self.move_low(true, at(e.vec));
+        self.move_low(true, at(e.vec), self.width());
         if self.t.vec == VecState::Zmm {
             let skip = self.a.label();
             self.a.alu_i(Alu::Cmp, W8, at(e.vec_live), VEC_ALL);
@@ -261,7 +265,7 @@ impl Builder<'_> {
             self.a.alu_i(Alu::Cmp, W8, self.env(e.vec_live, 8), VEC_LOW);
             self.a.jcc(CC_E, low_is_live);
         }
-        self.move_low(false, vec);
+        self.load_low(vec);
         self.a.ldmxcsr(self.env(e.mxcsr, 8));
         self.a.bind(low_is_live);
         if what == VEC_ALL && self.t.vec == VecState::Zmm {
@@ -271,14 +275,44 @@ impl Builder<'_> {
         self.a.ret();
         at
     }
-    /// Vector registers 0–15, as wide as the host has them: an instruction of any encoding then
-    /// does to the upper parts what it must.
-    fn move_low(&mut self, store: bool, vec: Mem) {
-        let bytes = match self.t.vec {
+    /// Loads vector registers 0–15. Where the host tells clear upper parts from loaded zeros, they
+    /// are left clear if they can be: every change between legacy and VEX instructions costs such
+    /// a host some hundred cycles otherwise. Changes EFLAGS.
+    fn load_low(&mut self, vec: Mem) {
+        if !self.clear_uppers {
+            return self.move_low(false, vec, self.width());
+        }
+        let (wide, done) = (self.a.label(), self.a.label());
+        let part = |v: i32, from: i32| Mem { disp: vec.disp + 64 * v + from, ..vec };
+        // Bytes 16–31 gather in register 0, bytes 32–63 in register 1; nothing else is there yet.
+        self.a.vzeroupper();
+        self.a.mov_vec(16, false, 0, part(0, 16));
+        (1..16).for_each(|v| self.a.or_vec(16, 0, part(v, 16)));
+        if self.t.vec == VecState::Zmm {
+            self.a.mov_vec(32, false, 1, part(0, 32));
+            (1..16).for_each(|v| self.a.or_vec(32, 1, part(v, 32)));
+            self.a.or_vec(32, 0, Rm::R(1));
+        }
+        self.a.test_vec(0);
+        self.a.jcc(CC_NE, wide);
+        self.a.vzeroupper();
+        self.move_low(false, vec, 16);
+        self.a.jmp(done);
+        self.a.bind(wide);
+        self.move_low(false, vec, self.width());
+        self.a.bind(done);
+    }
+    /// Bytes of a vector register.
+    fn width(&self) -> u32 {
+        match self.t.vec {
             VecState::Xmm => 16,
             VecState::Ymm => 32,
             VecState::Zmm => 64,
-        };
+        }
+    }
+    /// The low `bytes` bytes of vector registers 0–15. As wide as the host has them, an
+    /// instruction of any encoding then does to the upper parts what it must.
+    fn move_low(&mut self, store: bool, vec: Mem, bytes: u32) {
         for v in 0..16 {
             self.a.mov_vec(bytes, store, v, Mem { disp: vec.disp + 64 * v as i32, ..vec });
         }
