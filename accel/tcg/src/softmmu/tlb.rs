@@ -15,6 +15,8 @@ pub const MAX_ENTRIES: usize = 8192;
 const MIN_ENTRIES: usize = 512;
 /// Entries that are not global of which a table remembers where they are.
 const LOCALS: usize = 256;
+/// Entries that were pushed out last and can come back without a walk.
+const VICTIMS: usize = 8;
 /// A tag that never matches.
 pub const NO_TAG: u64 = u64::MAX;
 
@@ -55,7 +57,8 @@ pub mod slow {
 /// One software TLB: direct-mapped, as many entries in use as the mask says.
 ///
 /// An entry whose accesses need the slow path (I/O, code watch, dirty log) has a tag that never
-/// matches, but is found by [`Tlb::slow_entry`].
+/// matches, but is found by [`Tlb::slow_entry`]. A page is in the table or among the victims, never
+/// both.
 #[repr(C, align(64))]
 pub struct Tlb {
     mask: u64,
@@ -64,6 +67,9 @@ pub struct Tlb {
     locals: u32,
     /// Fills that evicted another page since the last flush.
     evictions: u32,
+    /// Where the next victim goes.
+    next_victim: u32,
+    victims: [Slow; VICTIMS],
     /// Where the first of them are.
     local_at: [u16; LOCALS],
     tag_r: [u64; MAX_ENTRIES],
@@ -121,6 +127,9 @@ impl Tlb {
         for s in &mut self.slow[..n] {
             s.page = NO_TAG;
         }
+        for v in &mut self.victims {
+            v.page = NO_TAG;
+        }
         self.locals = 0;
     }
 
@@ -136,21 +145,35 @@ impl Tlb {
                 self.clear(i & (MAX_ENTRIES - 1));
             }
         }
+        for v in &mut self.victims {
+            if v.phys & slow::GLOBAL == 0 {
+                v.page = NO_TAG;
+            }
+        }
     }
 
     /// Forgets the page of `addr`.
     pub fn flush_page(&mut self, addr: u64) {
         let i = self.index(addr);
-        if self.slow[i].page == addr & !PAGE_MASK {
+        let page = addr & !PAGE_MASK;
+        if self.slow[i].page == page {
             self.clear(i);
+        }
+        for v in self.victims.iter_mut().filter(|v| v.page == page) {
+            v.page = NO_TAG;
         }
     }
 
-    /// The entry of `addr`, if present.
+    /// The entry of `addr`, if present. One that another page has pushed out changes places with that.
     #[inline]
-    pub fn slow_entry(&self, addr: u64) -> Option<Slow> {
-        let s = self.slow[self.index(addr)];
-        (s.page == addr & !PAGE_MASK).then_some(s)
+    pub fn slow_entry(&mut self, addr: u64) -> Option<Slow> {
+        let (i, page) = (self.index(addr), addr & !PAGE_MASK);
+        if self.slow[i].page != page {
+            let k = self.victims.iter().position(|v| v.page == page)?;
+            let found = std::mem::replace(&mut self.victims[k], self.slow[i]);
+            self.place(i, found);
+        }
+        Some(self.slow[i])
     }
 
     /// Installs a translation.
@@ -166,8 +189,16 @@ impl Tlb {
                 self.evictions = 0;
                 self.resize(2 * self.entries());
                 i = self.index(entry.page);
+            } else {
+                self.victims[self.next_victim as usize % VICTIMS] = self.slow[i];
+                self.next_victim = self.next_victim.wrapping_add(1);
             }
         }
+        self.place(i, entry);
+    }
+
+    /// Puts `entry` at index `i`.
+    fn place(&mut self, i: usize, entry: Slow) {
         if entry.phys & slow::GLOBAL == 0 {
             if let Some(at) = self.local_at.get_mut(self.locals as usize) {
                 *at = i as u16;
@@ -184,6 +215,9 @@ impl Tlb {
 
     /// Changes whether writes to physical page `phys` take the slow path, in all entries.
     pub fn watch_phys(&mut self, phys: u64, on: bool) {
+        for v in self.victims.iter_mut().filter(|v| v.phys & !PAGE_MASK == phys) {
+            v.phys = if on { v.phys | slow::CODE } else { v.phys & !slow::CODE };
+        }
         for i in 0..self.entries() {
             let s = &mut self.slow[i];
             if s.page == NO_TAG || s.phys & !PAGE_MASK != phys {
@@ -199,5 +233,75 @@ impl Tlb {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A table with its first size.
+    fn table() -> Box<Tlb> {
+        // SAFETY: `Tlb` consists of integers, for which all zeros are valid.
+        let mut t = unsafe { Box::<Tlb>::new_zeroed().assume_init() };
+        t.init();
+        t
+    }
+
+    fn entry(page: u64, flags: u64) -> Slow {
+        Slow { page, phys: (page + 0x10_0000) | slow::READ | slow::WRITE | flags, addend: 0x7000 }
+    }
+
+    /// Distance of pages that share an index.
+    const STRIDE: u64 = MIN_ENTRIES as u64 * PAGE_SIZE;
+
+    #[test]
+    fn what_was_pushed_out_comes_back() {
+        let mut t = table();
+        for k in 0..4 {
+            t.fill(entry(k * STRIDE + 0x1000, 0));
+        }
+        for k in [0, 3, 1, 2, 0] {
+            let page = k * STRIDE + 0x1000;
+            let e = t.slow_entry(page + 5).expect("is still known");
+            assert_eq!((e.page, e.phys & !PAGE_MASK), (page, page + 0x10_0000));
+            assert_eq!((t.tag_r[1], t.tag_w[1], t.addend[1]), (page, page, 0x7000));
+        }
+        assert!(t.slow_entry(4 * STRIDE + 0x1000).is_none());
+    }
+
+    #[test]
+    fn flushes_reach_victims() {
+        let mut t = table();
+        for k in 0..3 {
+            t.fill(entry(k * STRIDE, if k == 1 { slow::GLOBAL } else { 0 }));
+        }
+        t.flush_page(0x123);
+        assert!(t.slow_entry(0).is_none());
+        assert!(t.slow_entry(STRIDE).is_some());
+        t.flush_local();
+        assert!(t.slow_entry(2 * STRIDE).is_none());
+        assert!(t.slow_entry(STRIDE).is_some());
+        // Out again, and flushed there.
+        t.fill(entry(0, 0));
+        t.fill(entry(2 * STRIDE, 0));
+        t.flush_local();
+        assert!(t.slow_entry(0).is_none() && t.slow_entry(STRIDE).is_some());
+        t.flush();
+        assert!(t.slow_entry(STRIDE).is_none());
+    }
+
+    #[test]
+    fn a_victim_is_watched_like_the_rest() {
+        let mut t = table();
+        t.fill(entry(0, 0));
+        t.fill(entry(STRIDE, 0));
+        t.watch_phys(0x10_0000, true);
+        assert!(t.slow_entry(0).is_some_and(|e| e.phys & slow::CODE != 0));
+        assert_eq!((t.tag_r[0], t.tag_w[0]), (0, NO_TAG));
+        t.fill(entry(STRIDE, 0));
+        t.watch_phys(0x10_0000, false);
+        assert!(t.slow_entry(0).is_some_and(|e| e.phys & slow::CODE == 0));
+        assert_eq!(t.tag_w[0], 0);
     }
 }
