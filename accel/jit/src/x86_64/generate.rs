@@ -64,7 +64,7 @@ pub(super) enum ColdKind {
         native: u32,
         trap: bool,
         snap: SnapId,
-        places: Places,
+        shared: Shared,
     },
     /// The end of a bounced pointer access.
     PtrEnd { snap: SnapId, places: Places },

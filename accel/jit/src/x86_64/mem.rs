@@ -43,11 +43,11 @@ pub(super) struct Access {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shared {
     /// The addend's register if the access is in a group, else [`NOREG`].
-    probe: Reg,
+    pub probe: Reg,
     /// Later members will look at that register.
     wanted: bool,
     /// Addends that become invalid in the runtime.
-    places: Places,
+    pub places: Places,
 }
 
 /// Which bytes a probe checks.
@@ -57,21 +57,22 @@ pub(super) struct Span {
     delta: i64,
     /// Number of bytes.
     len: u32,
-    /// Access bits.
-    access: u8,
+    /// What the first byte's address must be a multiple of, a power of two.
+    align: u32,
+    /// For writing.
+    write: bool,
 }
 
 impl Span {
     pub(super) fn own(size: u32, access: u8) -> Span {
-        Span { delta: 0, len: size, access }
+        let align = if access & PTR_ALIGNED != 0 { size } else { 1 };
+        Span { delta: 0, len: size, align, write: access & PTR_WRITE != 0 }
     }
     /// What an access of `size` bytes in this role checks.
-    fn of(role: Role, size: u32, access: u8) -> Span {
+    fn of(role: Role, own: Span) -> Span {
         match role {
-            Role::Leader { delta, len, write, .. } => {
-                Span { delta, len, access: if write { PTR_WRITE } else { PTR_READ } }
-            }
-            _ => Span::own(size, access),
+            Role::Leader { delta, len, align, write, .. } => Span { delta, len, align, write },
+            _ => own,
         }
     }
 }
@@ -100,14 +101,23 @@ impl Gen {
         }
     }
 
-    /// Emits the probe of `span` for an access at `m`.
-    pub(super) fn probe(&mut self, mmu_idx: u8, m: Mem, span: Span, i: Reg, t: Reg) -> Access {
+    /// Emits the probe of `span` for an access at `m`. `shared`: the addend stays in `i`.
+    fn probe(
+        &mut self,
+        mmu_idx: u8,
+        m: Mem,
+        span: Span,
+        (i, t): (Reg, Reg),
+        shared: bool,
+    ) -> Access {
         let (entry, back) = (self.a.label(), self.a.label());
         if !self.softmmu() {
             return self.linear(m, i, entry, back);
         }
         self.check(mmu_idx, m, span, (i, t), entry);
-        Access { host: self.host_operand(m, i), guest: m, tmp: t, entry, back }
+        // An addend that is not shared makes room for the sum: `t` may be wanted for a value.
+        let sum = if shared { t } else { i };
+        Access { host: self.host_operand(m, i, sum), guest: m, tmp: t, entry, back }
     }
     /// Emits the check proper: jumps to `miss`, or leaves the addend in `i`. `t` is overwritten.
     fn check(&mut self, mmu_idx: u8, m: Mem, span: Span, (i, t): (Reg, Reg), miss: Label) {
@@ -141,51 +151,64 @@ impl Gen {
             }
             self.a.alu_r(Alu::And, W64, i, env(tlb.mask_off));
         }
-        // An aligned access cannot cross a page; its alignment is part of the tag.
-        let aligned = span.access & PTR_ALIGNED != 0;
-        if span.len > 1 && !aligned {
-            self.a.lea(W64, t, Mem::new(addr, span.len as i32 - 1));
-        } else {
-            self.a.mov(t, addr);
+        // Alignment is part of the tag: the last byte's address, rounded down to it, has the low
+        // bits of the first one's, and is in the last byte's page.
+        let low = span.align as i32 - 1;
+        match (span.len as i32 - 1) & !low {
+            0 => self.a.mov(t, addr),
+            last => self.a.lea(W64, t, Mem::new(addr, last)),
         }
-        let low = if aligned { span.len as i32 - 1 } else { 0 };
         self.a.alu_i(Alu::And, W64, Rm::R(t), -(1i32 << page_bits) | low);
-        let tag = if span.access & PTR_WRITE != 0 { tlb.tag_w } else { tlb.tag_r };
+        let tag = if span.write { tlb.tag_w } else { tlb.tag_r };
         self.a.alu_r(Alu::Cmp, W64, t, Mem::idx(RSP, i, 3, FRAME + tag as i32));
         self.a.jcc(CC_NE, miss);
         self.a.load(W64, i, Mem::idx(RSP, i, 3, FRAME + tlb.addend as i32));
     }
-    /// The operand for guest address `m`, the addend being in `i` (which may become a sum).
-    fn host_operand(&mut self, m: Mem, i: Reg) -> Mem {
+    /// The operand for guest address `m`, the addend being in `i`; `t` may become a sum.
+    fn host_operand(&mut self, m: Mem, i: Reg, t: Reg) -> Mem {
         // Two registers and a displacement fit one operand; else the sum is made here.
         match m {
             Mem { base: NOREG, index: NOREG, disp, .. } => Mem::new(i, disp),
             Mem { index: NOREG, base, disp, .. } => Mem::idx(base, i, 0, disp),
             Mem { base: NOREG, index, scale, disp } => Mem::idx(i, index, scale, disp),
             Mem { base, index, scale, disp } => {
-                self.a.lea(W64, i, Mem::idx(i, index, scale, 0));
-                Mem::idx(base, i, 0, disp)
+                self.a.lea(W64, t, Mem::idx(i, index, scale, 0));
+                Mem::idx(base, t, 0, disp)
             }
         }
     }
     /// The probe of an access in `role`: a member takes its group's addend, which is in `i`.
-    fn reach(&mut self, mmu_idx: u8, m: Mem, role: Role, own: Span, i: Reg, t: Reg) -> Access {
+    pub(super) fn reach(
+        &mut self,
+        mmu_idx: u8,
+        m: Mem,
+        role: Role,
+        own: Span,
+        i: Reg,
+        t: Reg,
+    ) -> Access {
         if !matches!(role, Role::Member { .. }) {
-            return self.probe(mmu_idx, m, Span::of(role, own.len, own.access), i, t);
+            let shared = matches!(role, Role::Leader { .. });
+            return self.probe(mmu_idx, m, Span::of(role, own), (i, t), shared);
         }
         let (entry, back) = (self.a.label(), self.a.label());
         self.a.test(W64, Rm::R(i), i);
         self.a.jcc(CC_E, entry);
-        Access { host: self.host_operand(m, i), guest: m, tmp: i, entry, back }
+        let host = self.host_operand(m, i, t);
+        let tmp = if t != NOREG && m.index == NOREG { t } else { i };
+        Access { host, guest: m, tmp, entry, back }
     }
     /// The registers of an access in `role`: `(i, t)` of [`Gen::reach`]. Whether `i` is wanted
-    /// afterwards is the third.
-    fn reach_temps(&mut self, m: Mem, role: Role) -> (Reg, Reg, bool) {
+    /// afterwards is the third. `waiting`: a value in memory goes through [`Access::tmp`].
+    pub(super) fn reach_temps(&mut self, m: Mem, role: Role, waiting: bool) -> (Reg, Reg, bool) {
         match role {
             Role::Member { addend } => {
                 let r = self.reg_of(addend);
                 self.release_rep(addend);
-                (r, NOREG, self.vals[addend as usize].uses != 0)
+                // The sum of addend and index, or a value on its way.
+                let sum = m.base != NOREG && m.index != NOREG;
+                let t = if sum || waiting { self.alloc() } else { NOREG };
+                (r, t, self.vals[addend as usize].uses != 0)
             }
             _ => {
                 let (i, t) = self.probe_temps(m);
@@ -194,7 +217,7 @@ impl Gen {
         }
     }
     /// What the cold piece of an access in `role` must know of its group.
-    fn shared_piece(&mut self, role: Role, i: Reg, wanted: bool) -> Shared {
+    pub(super) fn shared_piece(&mut self, role: Role, i: Reg, wanted: bool) -> Shared {
         let probe = if matches!(role, Role::Alone) { NOREG } else { i };
         Shared { probe, wanted, places: self.addend_places() }
     }
@@ -237,7 +260,7 @@ impl Gen {
         self.release(a);
         self.release(b);
         let role = self.role(inst);
-        let (i, t, wanted) = self.reach_temps(m, role);
+        let (i, t, wanted) = self.reach_temps(m, role, false);
         // The result may replace a register of the address: it is written last.
         let merge = self.merge.filter(|m| self.can_merge_load(m, inst.dst));
         let (d, how) = match merge {
@@ -321,8 +344,9 @@ impl Gen {
         };
         let m = self.address(a, b, inst.aux & 3, inst.imm as i32);
         let role = self.role(inst);
-        // A member needs one register more, which there always is: it has no index.
-        let roomy = matches!(role, Role::Member { .. }) || self.room_for(2);
+        // A member without an index needs one register more, which there always is.
+        let member = matches!(role, Role::Member { .. }) && m.index == NOREG;
+        let roomy = member || self.room_for(2);
         if let (Opnd::R(r), false) = (value, roomy)
             && self.is_scratch(r)
             && r != m.base
@@ -334,7 +358,11 @@ impl Gen {
             value = Opnd::M(frame(ARGS + 16));
         }
         let full = m;
-        let m = self.narrow_address(full);
+        // The addend of a group and a waiting value leave no register for a sum with an index.
+        let m = match (role, value) {
+            (Role::Leader { .. } | Role::Member { .. }, Opnd::M(_)) => self.sum_address(full),
+            _ => self.narrow_address(full),
+        };
         if let Opnd::R(r) = value
             && m.base != full.base
             && self.is_scratch(r)
@@ -347,7 +375,7 @@ impl Gen {
         self.release(a);
         self.release(b);
         self.release(c);
-        let (i, t, wanted) = self.reach_temps(m, role);
+        let (i, t, wanted) = self.reach_temps(m, role, matches!(value, Opnd::M(_)));
         let snap = self.snapshot();
         let own = Span::own(inst.w.bytes(), PTR_WRITE);
         let acc = self.reach(block.mmu_idx, m, role, own, i, t);
@@ -377,7 +405,11 @@ impl Gen {
     }
     /// The probe needs two registers: if base and index leave only one, their sum takes it.
     pub(super) fn narrow_address(&mut self, m: Mem) -> Mem {
-        if self.room_for(2) || m.index == NOREG {
+        if self.room_for(2) { m } else { self.sum_address(m) }
+    }
+    /// Base and index as one register, locked in their place.
+    fn sum_address(&mut self, m: Mem) -> Mem {
+        if m.index == NOREG {
             return m;
         }
         let sum = self.alloc();
@@ -405,7 +437,8 @@ impl Gen {
         let d = if i == NOREG { self.alloc() } else { i };
         let snap = self.snapshot();
         let size = (inst.aux >> 2).min(SIZE_80);
-        let acc = self.probe(block.mmu_idx, m, Span::own(access_bytes(size), inst.cond), i, t);
+        let span = Span::own(access_bytes(size), inst.cond);
+        let acc = self.probe(block.mmu_idx, m, span, (i, t), false);
         if self.softmmu() {
             let shared = self.shared_piece(Role::Alone, i, false);
             let info = AccessInfo::new(size, block.mmu_idx, inst.cond).0;
@@ -606,16 +639,10 @@ impl Gen {
             _ => return,
         };
         let i = shared.probe;
-        let base = if addr.base == NOREG { 0 } else { 1 << addr.base };
-        // A register to borrow: its content waits in the frame.
-        let Some(t) = regs(!(busy | base | 1 << i | 1u16 << RSP)).next() else { return };
+        let (miss, t) = (self.a.label(), self.borrowed(addr, busy | 1 << i));
         let waiting = frame(ARGS + 24);
-        self.a.store(W64, waiting, t);
         let info = AccessInfo(info);
-        let miss = self.a.label();
-        let own = Span::own(info.size(), info.access());
-        self.check(info.mmu_idx(), addr, own, (i, t), miss);
-        let host = self.host_operand(addr, i);
+        let host = self.cold_check(addr, info, (i, t), miss);
         match kind {
             ColdKind::Store { value, .. } => self.store_operand(info.width(), host, value, t),
             ColdKind::Load { dst, aux, how, .. } => self.cold_result(info, dst, aux, how, host),
@@ -627,11 +654,36 @@ impl Gen {
         self.a.bind(miss);
         self.a.load(W64, t, waiting);
     }
+    /// A register that a cold piece may borrow: neither in `addr` nor in `busy`.
+    pub(super) fn borrowed(&self, addr: Mem, busy: u16) -> Reg {
+        let parts = [addr.base, addr.index].into_iter().filter(|&r| r != NOREG);
+        let busy = parts.fold(busy | 1 << RSP, |set, r| set | 1 << r);
+        // There are fifteen, and an access takes six at most.
+        regs(!busy).next().unwrap_or(R11)
+    }
+    /// Checks an access by itself, with `t` borrowed: its content waits in the frame. Leaves the
+    /// addend, or its sum with an index, in `i`.
+    pub(super) fn cold_check(
+        &mut self,
+        addr: Mem,
+        info: AccessInfo,
+        (i, t): (Reg, Reg),
+        miss: Label,
+    ) -> Mem {
+        self.a.store(W64, frame(ARGS + 24), t);
+        self.check(info.mmu_idx(), addr, Span::own(info.size(), info.access()), (i, t), miss);
+        self.host_operand(addr, i, i)
+    }
     /// The addend's register says "not shared" from here on, if anybody asks.
     fn zero_shared(&mut self, kind: ColdKind) {
-        let (ColdKind::Load { shared, .. } | ColdKind::Store { shared, .. }) = kind else { return };
+        if let ColdKind::Load { shared, .. } | ColdKind::Store { shared, .. } = kind {
+            self.end_shared(shared);
+        }
+    }
+    /// As [`Gen::zero_shared`]. Keeps EFLAGS.
+    pub(super) fn end_shared(&mut self, shared: Shared) {
         if shared.wanted {
-            self.a.alu_r(Alu::Xor, W32, shared.probe, Rm::R(shared.probe));
+            self.a.mov_i(shared.probe, 0);
         }
     }
     /// Brings a loaded value from `m` into its register.

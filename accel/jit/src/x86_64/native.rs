@@ -41,7 +41,8 @@ impl Gen {
         let m = self.narrow_address(m);
         self.release(a);
         self.release(b);
-        let (i, t) = self.probe_temps(m);
+        let role = self.role(inst);
+        let (i, t, wanted) = self.reach_temps(m, role, false);
         let has_dst = [native.reg, native.vvvv].contains(&NativeReg::GprDst);
         // The result may replace a register of the address, or the tag: it is written last.
         let dst = if has_dst { self.load_result(inst.dst, t) } else { NOREG };
@@ -50,9 +51,10 @@ impl Gen {
         }
         let snap = self.snapshot();
         let size = (inst.aux >> 2).min(SIZE_80);
-        let acc = self.probe(block.mmu_idx, m, Span::own(access_bytes(size), inst.cond), i, t);
+        let own = Span::own(access_bytes(size), inst.cond);
+        let acc = self.reach(block.mmu_idx, m, role, own, i, t);
         if self.softmmu() {
-            let places = self.addend_places();
+            let shared = self.shared_piece(role, i, wanted);
             let kind = ColdKind::NativeMem {
                 addr: acc.guest,
                 tmp: acc.tmp,
@@ -62,7 +64,7 @@ impl Gen {
                 native: inst.native_index() as u32,
                 trap: native.fp,
                 snap,
-                places,
+                shared,
             };
             self.push_cold(acc.entry, acc.back, kind);
         } else {
@@ -78,6 +80,7 @@ impl Gen {
             }
         }
         self.a.bind(acc.back);
+        self.define_addend(role, i);
         if has_dst {
             self.define_if_some(inst.dst, dst);
         }
@@ -103,24 +106,43 @@ impl Gen {
 
     /// The cold piece of [`Gen::native_mem`]; `back` is where it goes on.
     pub(super) fn cold_native(&mut self, block: &Block, kind: ColdKind, back: Label) {
-        let ColdKind::NativeMem { addr, tmp, info, ptr, dst, native, trap, snap, places } = kind
+        let ColdKind::NativeMem { addr, tmp, info, ptr, dst, native, trap, snap, shared } = kind
         else {
             return;
         };
+        let native = &block.natives[native as usize];
+        if shared.probe != NOREG {
+            // The access by itself. All registers are as the snapshot says when it traps.
+            let info = AccessInfo(info);
+            let busy = 1 << ptr | if dst == NOREG { 0 } else { 1 << dst };
+            let (miss, t) = (self.a.label(), self.borrowed(addr, busy));
+            let host = self.cold_check(addr, info, (ptr, t), miss);
+            self.a.load(W64, t, frame(ARGS + 24));
+            if trap {
+                self.snaps.also_trap(snap, self.a.pos());
+            }
+            if let Some(bytes) = encode(native, &operands(host, dst)) {
+                self.a.raw(bytes.as_slice());
+            }
+            self.end_shared(shared);
+            self.a.jmp(back);
+            self.a.bind(miss);
+            self.a.load(W64, t, frame(ARGS + 24));
+        }
         self.access_args(addr, tmp, info);
         let to = self.inner.thunks.ptr;
         self.a.call_to(to);
         self.snaps.also(snap, self.a.pos());
         self.reload_vectors();
-        self.zero_addends(places);
+        self.zero_addends(shared.places);
         self.a.load(W64, ptr, frame(RES));
         if trap {
             self.snaps.also_trap(snap, self.a.pos());
         }
-        let native = &block.natives[native as usize];
         if let Some(bytes) = encode(native, &operands(Mem::new(ptr, 0), dst)) {
             self.a.raw(bytes.as_slice());
         }
+        self.end_shared(shared);
         if AccessInfo(info).access() & PTR_WRITE != 0 {
             self.a.alu_i(Alu::Cmp, W8, env(self.inner.shared.target.env.bounce), 0);
             self.a.jcc(CC_E, back);

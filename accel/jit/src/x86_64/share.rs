@@ -7,6 +7,10 @@
 //! out of line. A host mapping is never at the guest's own address, so that no addend is 0 (and if
 //! one were, only time would be lost).
 //!
+//! Close together are accesses off the same base and index values, and accesses at constant addresses.
+//! If members must be aligned, the leader checks that for all of them: it misses unless the span's
+//! first byte is aligned as they should be, and they are where that makes them so.
+//!
 //! What always holds: whatever might change a mapping ends a group (helper calls) or zeroes the
 //! values of all groups that are open (slow paths, which may reach devices). A group checks the
 //! write tag only if one of its members before the first side exit stores, so that reads of a
@@ -15,29 +19,72 @@
 use super::alloc::{NOMEM, NOVAL, regs};
 use super::asm::*;
 use super::generate::Gen;
-use crate::ir::{Block, Inst, Op, Val};
+use crate::ir::{Block, Inst, Op, PTR_ALIGNED, PTR_WRITE, SIZE_80, Val, access_bytes};
 
 /// Most bytes that a group covers: the wider, the more often it straddles two pages.
 const MAX_SPAN: i64 = 256;
 /// Groups that are extended at the same time.
-const MAX_OPEN: usize = 4;
+const MAX_OPEN: usize = 6;
 /// No group.
 const NO_GROUP: u16 = u16::MAX;
+
+/// What the addresses of a group have in common: base, index and its factor; nothing where they are
+/// constants.
+type Key = (Val, Val, u8);
+
+/// What of an access matters here.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    key: Key,
+    /// Displacement of the first byte; the address itself if it is constant.
+    low: i64,
+    size: i64,
+    /// It faults unless its address is a multiple of this power of two.
+    align: i64,
+    write: bool,
+}
 
 /// Accesses that share one check.
 #[derive(Clone, Copy, Debug)]
 struct Group {
-    /// The base value.
-    base: Val,
-    /// Displacement of the first byte.
+    key: Key,
+    /// Displacement of the first byte; where an access to `anchor` is aligned to `align`, so is one
+    /// there.
     low: i64,
     /// Displacement just behind the last byte.
     high: i64,
+    /// Greatest alignment that a member asks for, and that member's displacement.
+    align: i64,
+    anchor: i64,
     /// Some member stores.
     write: bool,
     /// A side exit lies behind the leader.
     past_exit: bool,
     members: u16,
+}
+
+impl Group {
+    /// The group with an access more, if that may join.
+    fn with(&self, p: &Place) -> Option<Group> {
+        let mut g = *self;
+        // Behind a side exit no more is asked for than before it.
+        let more = p.write && !g.write || p.align > g.align;
+        if g.key != p.key || more && g.past_exit {
+            return None;
+        }
+        if (p.low - g.anchor).rem_euclid(g.align.min(p.align)) != 0 {
+            return None;
+        }
+        if p.align > g.align {
+            (g.align, g.anchor) = (p.align, p.low);
+        }
+        g.low = g.low.min(p.low);
+        g.low -= (g.low - g.anchor).rem_euclid(g.align);
+        g.high = g.high.max(p.low + p.size);
+        g.write |= p.write;
+        g.members += 1;
+        (g.high - g.low <= MAX_SPAN).then_some(g)
+    }
 }
 
 /// The groups of a block; reused between blocks.
@@ -48,6 +95,8 @@ pub(super) struct Sharing {
     member: Vec<u16>,
     /// Groups that may still grow.
     open: Vec<u16>,
+    /// By value: the constant that it is.
+    consts: Vec<Option<u64>>,
     /// Values defined by the block: group `g`'s addend is value `first + g`.
     first: u16,
     /// Values of groups whose leader has been emitted.
@@ -61,9 +110,9 @@ pub(super) struct Sharing {
 pub(super) enum Role {
     /// It checks for itself only.
     Alone,
-    /// It checks the bytes from `delta` relative to its own address, `len` of them, and defines
-    /// value `addend`.
-    Leader { addend: u16, delta: i64, len: u32, write: bool },
+    /// It checks the bytes from `delta` relative to its own address, `len` of them, aligned to
+    /// `align`, and defines value `addend`.
+    Leader { addend: u16, delta: i64, len: u32, align: u32, write: bool },
     /// It uses value `addend`.
     Member { addend: u16 },
 }
@@ -86,9 +135,12 @@ impl Sharing {
         self.first = block.nvals;
         self.member.clear();
         self.member.resize(block.insts.len(), NO_GROUP);
+        self.consts.clear();
+        self.consts.resize(block.nvals as usize, None);
         for (i, inst) in block.insts.iter().enumerate() {
             match inst.op {
-                Op::Ld | Op::St => self.access(i, inst),
+                Op::Const => self.consts[inst.dst.index()] = Some(inst.imm),
+                Op::Ld | Op::St | Op::NativeMem => self.access(i, inst),
                 Op::Call => self.open.clear(),
                 Op::BrCc => {
                     for &g in &self.open {
@@ -100,23 +152,45 @@ impl Sharing {
         }
     }
 
+    /// What an access touches, if it can be in a group.
+    fn place(&self, inst: &Inst) -> Option<Place> {
+        let [base, index, ..] = inst.ins;
+        if !base.is_some() {
+            return None;
+        }
+        let mut low = inst.disp();
+        // A span's first byte must be in reach of a displacement, too.
+        if low.abs() > 1 << 30 {
+            return None;
+        }
+        let mut key = (base, index, inst.aux & 3);
+        if !index.is_some() {
+            key.2 = 0;
+            if let Some(c) = self.consts[base.index()] {
+                key.0 = Val::NONE;
+                low = low.checked_add(c as i64)?;
+            }
+        }
+        // Far from where sums could overflow, as canonical addresses are anyway.
+        if low.unsigned_abs() > 1 << 60 {
+            return None;
+        }
+        let (size, access) = match inst.op {
+            Op::NativeMem => (access_bytes((inst.aux >> 2).min(SIZE_80)), inst.cond),
+            Op::St => (inst.w.bytes(), PTR_WRITE),
+            _ => (inst.w.bytes(), 0),
+        };
+        let size = i64::from(size);
+        let align = if access & PTR_ALIGNED != 0 { size } else { 1 };
+        Some(Place { key, low, size, align, write: access & PTR_WRITE != 0 })
+    }
+
     /// Adds an access to an open group or opens one for it.
     fn access(&mut self, i: usize, inst: &Inst) {
-        let [base, index, ..] = inst.ins;
-        let low = i64::from(inst.imm as i32);
-        if !base.is_some() || index.is_some() || low.abs() > 1 << 30 {
-            return;
-        }
-        let high = low + i64::from(inst.w.bytes());
-        let write = inst.op == Op::St;
+        let Some(p) = self.place(inst) else { return };
         for &g in &self.open {
-            let group = &mut self.groups[g as usize];
-            let (l, h) = (group.low.min(low), group.high.max(high));
-            let allowed = group.write || !write || !group.past_exit;
-            if group.base == base && h - l <= MAX_SPAN && allowed {
-                (group.low, group.high) = (l, h);
-                group.write |= write;
-                group.members += 1;
+            if let Some(joined) = self.groups[g as usize].with(&p) {
+                self.groups[g as usize] = joined;
                 self.member[i] = g;
                 return;
             }
@@ -125,7 +199,16 @@ impl Sharing {
             self.open.remove(0);
         }
         let g = self.groups.len() as u16;
-        self.groups.push(Group { base, low, high, write, past_exit: false, members: 1 });
+        self.groups.push(Group {
+            key: p.key,
+            low: p.low,
+            high: p.low + p.size,
+            align: p.align,
+            anchor: p.low,
+            write: p.write,
+            past_exit: false,
+            members: 1,
+        });
         self.open.push(g);
         self.member[i] = g;
     }
@@ -149,10 +232,12 @@ impl Gen {
         if v.reg != NOREG || v.mem != NOMEM {
             return Role::Member { addend };
         }
+        let Some(own) = s.place(inst) else { return Role::Alone };
         Role::Leader {
             addend,
-            delta: group.low - i64::from(inst.imm as i32),
+            delta: group.low - own.low,
             len: (group.high - group.low) as u32,
+            align: group.align as u32,
             write: group.write,
         }
     }
