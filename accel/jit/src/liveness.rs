@@ -4,7 +4,8 @@
 //! `dead`; a dead instruction has no effect and no used result, or is a `Put` that is overwritten
 //! before anything can observe it; a value's `hint` names the global its first `Put` goes to, and
 //! nothing between definition and that `Put` can observe the global's old content through a fault,
-//! an exit, a call or a `Get`.
+//! an exit, a call or a `Get`; a global that is `unseen` at an instruction is neither observed nor
+//! written by it, and written before anything observes it (or nobody ever does).
 
 use crate::ir::{Block, Encoding, Inst, Native, NativeReg, Op, Slot, Val, Width, effect};
 use crate::target::Target;
@@ -52,6 +53,8 @@ pub(crate) struct Liveness {
     pub merges: Vec<u32>,
     /// By instruction: not to be emitted.
     pub dead: Vec<bool>,
+    /// By instruction: those of the first 64 globals whose content is of no use to anybody there.
+    pub unseen: Vec<u64>,
     /// How much vector state the block's pass-through instructions use.
     pub vector: VecUse,
     /// By global: the value of the next `Put` in program order, and the epoch it was seen in.
@@ -89,12 +92,18 @@ impl Liveness {
         self.merges.resize(n, NO_INST);
         self.dead.clear();
         self.dead.resize(block.insts.len(), false);
+        self.unseen.clear();
+        self.unseen.resize(block.insts.len(), 0);
         self.pending.clear();
         self.pending.resize(target.globals.len(), (Val::NONE, 0));
         self.vector = VecUse::None;
         let mut walk = Walk { epoch: 1, observed: [u64::MAX; 4] };
         for (i, inst) in block.insts.iter().enumerate().rev() {
+            let behind = walk.observed[0];
             self.step(block, i, inst, &mut walk);
+            if !observes(block, inst) {
+                self.unseen[i] = !(behind | walk.observed[0]);
+            }
         }
     }
 

@@ -137,6 +137,62 @@ fn accesses_off_one_base_share_a_tlb_check() {
     assert_eq!(checks(&far), 2, "{}", far.join("\n"));
 }
 
+/// Pass-through instructions share as well, alignment included; so do accesses with the same index
+/// and accesses at constant addresses.
+#[test]
+fn vector_accesses_share_a_tlb_check() {
+    let block = |second: &str| {
+        format!(
+            "insn 0x1000 4
+             v0 = get %rbp
+             v1 = get %rbx
+             v2 = const 0x12340
+             v3 = const 0x12358
+             nativemem.ra legacy.00.0f.28.w0.l0 reg=v1 rm=mem +vector [v0 + v1<<2] size 16
+             insn 0x1004 4
+             {second}
+             exit goto 0x1100 near"
+        )
+    };
+    let checks = |second: &str| {
+        let code = compile(&block(second));
+        let end = code.iter().position(|l| l.starts_with("jmp")).expect("an end");
+        code[..end].iter().filter(|l| l.starts_with("cmp r")).count()
+    };
+    let native = "legacy.00.0f.28.w0.l0 reg=v2 rm=mem +vector";
+    assert_eq!(checks(&format!("nativemem.ra {native} [v0 + v1<<2 + 0x20] size 16")), 1);
+    assert_eq!(checks("st [v0 + v1<<2 + 0x20], v1"), 1);
+    // Aligned where the first one is not, another factor, no index.
+    assert_eq!(checks(&format!("nativemem.ra {native} [v0 + v1<<2 + 0x28] size 16")), 2);
+    assert_eq!(checks("st [v0 + v1<<3 + 0x20], v1"), 2);
+    assert_eq!(checks("st [v0 + 0x20], v1"), 2);
+    assert_eq!(checks("v8 = ld [v2]\nv9 = ld [v3]\nput %rax, v8\nput %rcx, v9"), 2);
+}
+
+/// RAX and RCX are overwritten in the end: until then they hold what three registers cannot.
+#[test]
+fn registers_about_to_be_overwritten_serve_meanwhile() {
+    let code = compile(
+        "insn 0x1000 1
+         v0 = get %rsi
+         v1 = get %rdi
+         v2 = mul v0, v1
+         v3 = add v0, v1
+         v4 = sub v0, v1
+         v5 = xor v0, v1
+         v6 = mul v2, v3
+         v7 = mul v4, v5
+         v10 = add v6, v7
+         v11 = sub v6, v7
+         put %rax, v10
+         put %rcx, v11
+         exit goto 0x1100 near",
+    );
+    let end = code.iter().position(|l| l.starts_with("jmp")).expect("an end");
+    let spills = code[..end].iter().filter(|l| l.starts_with("mov [rsp")).count();
+    assert_eq!(spills, 0, "{}", code.join("\n"));
+}
+
 #[test]
 fn flags_stay_in_the_flags_register() {
     let code = compile(

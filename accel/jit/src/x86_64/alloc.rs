@@ -190,10 +190,14 @@ impl Gen {
         self.lock(r);
         r
     }
-    /// A scratch register whose content nobody needs.
+    /// A scratch register whose content nobody needs; a lent pin only if there is no other.
     fn free_scratch(&self) -> Option<Reg> {
+        let own = self.inner.shared.pins.scratch;
+        self.free_among(self.scratch & own).or_else(|| self.free_among(self.scratch & !own))
+    }
+    fn free_among(&self, set: u16) -> Option<Reg> {
         let mut best = None;
-        for r in regs(self.scratch & !self.locked) {
+        for r in regs(set & !self.locked) {
             let v = self.reg_val[r as usize];
             if v == NOVAL {
                 return Some(r);
@@ -204,16 +208,16 @@ impl Gen {
         }
         best
     }
-    /// A scratch register, neither locked nor in `held`, whose content nobody needs; or NOREG.
+    /// A scratch register, neither locked nor in `held`, whose content nobody needs; or NOREG. No lent
+    /// pin: the instruction at hand may have a fixed use for that register.
     pub(super) fn spare(&mut self, held: u16) -> Reg {
-        let locked = self.locked;
-        self.locked |= held;
-        let r = self.free_scratch();
-        self.locked = locked;
+        let r = self.free_among(self.inner.shared.pins.scratch & !held);
         r.inspect(|&r| self.forget(r)).unwrap_or(NOREG)
     }
     fn evict_one(&mut self) -> Reg {
-        let candidates = self.scratch & !self.locked;
+        // What is in a lent pin is most often on its way into that global.
+        let own = self.inner.shared.pins.scratch & !self.locked;
+        let candidates = if own != 0 { own } else { self.scratch & !self.locked };
         let mut pick = NOREG;
         for r in regs(candidates) {
             if self.has_copy(self.reg_val[r as usize], r) {

@@ -9,7 +9,7 @@ use super::{Inner, LEAST_ROOM};
 use crate::arena::{CHUNK, Cursor};
 use crate::code::{CodePtr, CompileError, Compiled, Compiler, LinkSite};
 use crate::ir::{Block, Inst, Op, Val, Verifier};
-use crate::liveness::{Liveness, NO_INST, VecUse};
+use crate::liveness::{Liveness, NO_INST, NONE, VecUse};
 use crate::snapshot::{SnapId, Snapshots};
 use crate::target::MemModel;
 use std::sync::Arc;
@@ -112,7 +112,10 @@ pub(super) struct Gen {
     verifier: Verifier,
     // ---- roles of registers, from the target ----
     pub pin_reg: [Reg; 256],
+    /// Registers that need not hold a global at the instruction at hand.
     pub scratch: u16,
+    /// The pinned ones among the first 64 globals.
+    pinned: u64,
     // ---- places ----
     pub vals: Vec<VState>,
     pub reg_val: [u16; 16],
@@ -154,6 +157,7 @@ impl Gen {
             pin_reg[g] = r;
         }
         let scratch = pins.scratch;
+        let pinned = pins.global.iter().filter(|&&g| g < 64).fold(0, |set, &g| set | 1 << g);
         Gen {
             cursor: Cursor::EMPTY,
             a: Asm::default(),
@@ -163,6 +167,7 @@ impl Gen {
             verifier: Verifier::default(),
             pin_reg,
             scratch,
+            pinned,
             vals: Vec::new(),
             reg_val: [NOVAL; 16],
             locked: 0,
@@ -280,9 +285,34 @@ impl Gen {
                 continue;
             }
             self.next_inst();
+            self.lend_pins(self.live.unseen[i], inst);
             self.at = i;
             self.merge = self.find_merge(block, inst);
             self.inst(block, inst);
+        }
+        self.scratch = self.inner.shared.pins.scratch;
+    }
+
+    /// Makes the pins of the globals `unseen`, whose content is of no use, scratch registers as well
+    /// for `inst`. Not those that its results go to: their place must not serve something else in
+    /// between.
+    fn lend_pins(&mut self, unseen: u64, inst: &Inst) {
+        let pins = &self.inner.shared.pins;
+        self.scratch = pins.scratch;
+        let mut unseen = unseen & self.pinned;
+        if unseen == 0 {
+            return;
+        }
+        for v in [inst.dst, inst.dst2] {
+            let hint = if v.is_some() { self.live.hints[v.index()] } else { NONE };
+            if hint < 64 {
+                unseen &= !(1 << hint);
+            }
+        }
+        for (r, &g) in pins.global.iter().enumerate() {
+            if g < 64 && unseen >> g & 1 != 0 {
+                self.scratch |= 1 << r;
+            }
         }
     }
 
