@@ -4,10 +4,10 @@
 mod vm;
 
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 use vm::flat::Flat;
-use vm::{Dir, finish, run, text};
+use vm::{Dir, finish, run, tandem, text};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
@@ -92,16 +92,61 @@ fn uefi_reaches_its_shell_and_keeps_its_variables() {
             return vm::skip("mtools is not installed");
         };
         let vars = dir.file("vars", &std::fs::read(OVMF_VARS).unwrap());
-        let firmware = format!("code={OVMF},vars={vars}");
         let drive = format!("file={disk},format=raw");
-        let words = ["--accel", accel, "-m", "256M", "--firmware", &firmware, "--drive", &drive];
-        let out = finish(&mut run(&words), LIMIT);
+        let keeps = |words: &[&str]| {
+            std::fs::write(&vars, std::fs::read(OVMF_VARS).unwrap()).unwrap();
+            let out = finish(tandem().args(words).stdin(Stdio::null()), LIMIT);
+            let said = text(&out.stdout);
+            assert_eq!(out.status.code(), Some(0), "{words:?}: {said}\n{}", text(&out.stderr));
+            assert!(said.contains("the shell runs"), "{words:?}: {said}");
+            let name: Vec<u8> = "marker".encode_utf16().flat_map(u16::to_le_bytes).collect();
+            let kept = std::fs::read(&vars).unwrap();
+            assert!(kept.windows(name.len()).any(|w| w == name), "{words:?}: no variable is kept");
+        };
+        let firmware = format!("code={OVMF},vars={vars}");
+        let run = ["run", "--accel", accel, "-m", "256M", "--firmware", &firmware];
+        keeps(&[&run[..], &["--drive", &drive]].concat());
+        // The same as libvirt says it to QEMU.
+        let node = |name: &str, file: &str, readonly: &str| {
+            format!(
+                "driver=raw,node-name={name},file.driver=file,file.filename={file},read-only={readonly}"
+            )
+        };
+        let (code, kept) = (node("code", OVMF, "on"), node("vars", &vars, "off"));
+        let machine = "q35,pflash0=code,pflash1=vars";
+        let qemu = ["qemu", "-accel", accel, "-m", "256", "-nographic", "-machine", machine];
+        keeps(&[&qemu[..], &["-blockdev", &kept, "-blockdev", &code, "-drive", &drive]].concat());
+    });
+}
+
+#[test]
+fn qemus_options_start_firmware() {
+    on_each(SEABIOS, &["tcg"], |accel| {
+        let dir = Dir::new("seabios-qemu");
+        let disk = disk(&dir, Flat(vec![0xfa]).print("sector\n").out(DEBUG_EXIT, 0x10).halt());
+        let drive = format!("file={disk},format=raw,if=virtio");
+        let item = dir.file("item", b"contents");
+        let item = format!("name=opt/org.example/item,file={item}");
+        let base = ["qemu", "-accel", accel, "-m", "64", "-nographic", "-device", "isa-debug-exit"];
+        let firmware = ["-bios", SEABIOS, "-drive", &drive, "-fw_cfg", &item];
+        let with = |more: &[&str]| {
+            let words = [&base[..], &firmware, more].concat();
+            finish(tandem().args(words).stdin(Stdio::null()), LIMIT)
+        };
+        let out = with(&["-fw_cfg", "opt/org.example/text,string=a"]);
         let said = text(&out.stdout);
-        assert_eq!(out.status.code(), Some(0), "{said}");
-        assert!(said.contains("the shell runs"), "{said}");
-        let name: Vec<u8> = "marker".encode_utf16().flat_map(u16::to_le_bytes).collect();
-        let kept = std::fs::read(&vars).unwrap();
-        assert!(kept.windows(name.len()).any(|w| w == name), "no variable in the image");
+        assert_eq!(out.status.code(), Some(0x21), "{said}\n{}", text(&out.stderr));
+        assert!(said.contains("SeaBIOS") && said.ends_with("sector\n"), "{said}");
+        for (more, why) in [
+            (["-fw_cfg", "etc/e820,string=x"], "name it opt/"),
+            (["-fw_cfg", "opt/x"], "string= and file="),
+            (["-fw_cfg", "opt/x,file=/nonexistent"], "/nonexistent"),
+            (["-fw_cfg", &item], "given twice"),
+            (["-machine", "q35,pflash0=nobody"], "'nobody'"),
+        ] {
+            let said = text(&with(&more).stderr);
+            assert!(said.contains(why), "{more:?}: {said}");
+        }
     });
 }
 

@@ -268,3 +268,43 @@ fn tcp_and_standard_input() {
     assert!(text.contains("host-qmp-quit"), "{text}");
     drop(input);
 }
+
+#[test]
+fn a_dump_is_a_core_file() {
+    let Some(vm) = Vm::start("dump", Flat::default().spin(), &[]) else { return };
+    let mut q = vm.qmp();
+    let none = q.ok("query-dump", json!({}));
+    assert_eq!(none, json!({ "status": "none", "completed": 0, "total": 0 }));
+    let file = vm._dir.path("core");
+    let to = |p: &str| json!({ "paging": false, "protocol": p });
+    let protocol = format!("file:{}", file.display());
+    q.ok("dump-guest-memory", to(&protocol));
+    assert_eq!(q.event_names(), ["STOP", "DUMP_COMPLETED", "RESUME"]);
+    let mut detached = to(&protocol);
+    detached["detach"] = json!(true);
+    q.ok("dump-guest-memory", detached);
+    let end = q.event("DUMP_COMPLETED");
+    // All but the hole below 1 MiB.
+    let memory = (16 << 20) - (128 << 10);
+    let result = json!({ "status": "completed", "completed": memory, "total": memory });
+    assert_eq!(end["data"], json!({ "result": result }));
+    assert_eq!(q.ok("query-dump", json!({})), result);
+    let core = std::fs::read(&file).unwrap();
+    assert!(core.starts_with(b"\x7fELF") && core.len() > memory);
+    // The guest's program, at 7c00h of the first region.
+    let n = |at: usize| u64::from_le_bytes(core[at..at + 8].try_into().unwrap()) as usize;
+    let (offset, at) = (n(64 + 56 + 8), n(64 + 56 + 24));
+    assert_eq!(at, 0);
+    assert_eq!(core[offset + 0x7c00..][..2], Flat::default().spin().0[..2]);
+    for (protocol, why) in [
+        ("tcp:x", "must start with"),
+        ("fd:nobody", "detach=true"),
+        ("file:/nonexistent/core", "/nonexistent/core"),
+    ] {
+        assert!(q.err("dump-guest-memory", to(protocol)).1.contains(why), "{protocol}");
+    }
+    let mut paged = to(&protocol);
+    paged["paging"] = json!(true);
+    assert!(q.err("dump-guest-memory", paged).1.contains("paging"));
+    assert_eq!(status(&mut q), "running");
+}

@@ -381,6 +381,11 @@ impl Directory {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push((id.into(), device));
     }
 
+    /// Takes the devices called `id` out, of whatever type.
+    pub fn remove(&self, id: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(name, _)| name != id);
+    }
+
     /// The first device of this type, or the one called `id`.
     pub fn find<T: Send + Sync + 'static>(&self, id: Option<&str>) -> Option<Arc<T>> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);

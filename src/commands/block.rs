@@ -201,7 +201,7 @@ fn disks(vm: &Machine) -> Vec<Disk<'_>> {
 impl Disk<'_> {
     /// Whether it is a node of `-blockdev`, which has no drive's name.
     fn is_node(&self) -> bool {
-        self.config.is_some_and(|d| d.file_node.is_some())
+        self.config.is_some_and(config::Drive::is_node)
     }
 
     fn device(&self) -> String {
@@ -213,7 +213,8 @@ impl Disk<'_> {
         let (options, limits) = (self.drive.options(), self.drive.limits());
         let avg = |l: Limit| l.avg as u64;
         let max = |l: Limit| Some(l.max as u64).filter(|m| *m > 0);
-        let drv = node.map_or_else(|| image.describe().format, |_| "file");
+        let protocol = node.is_some() || self.config.is_some_and(|d| d.protocol);
+        let drv = if protocol { "file" } else { image.describe().format };
         BlockDeviceInfo {
             file: image.path().display().to_string(),
             node_name: Some(node.map_or_else(|| self.name.clone(), str::to_string)),
@@ -303,7 +304,8 @@ fn query_block(vm: &Machine) -> Vec<BlockInfo> {
         io_status: Some("ok".into()),
         inserted: Some(d.info(None)),
     };
-    disks(vm).iter().map(one).collect()
+    // Nodes are disks when a device uses them.
+    disks(vm).iter().filter(|d| !d.is_node() || d.qdev.is_some()).map(one).collect()
 }
 
 fn nodes(vm: &Machine) -> Vec<BlockDeviceInfo> {
@@ -319,7 +321,7 @@ fn nodes(vm: &Machine) -> Vec<BlockDeviceInfo> {
 
 fn stats(vm: &Machine, by_node: bool) -> Vec<BlockStats> {
     let mut all = Vec::new();
-    for d in disks(vm) {
+    for d in disks(vm).into_iter().filter(|d| by_node || !d.is_node() || d.qdev.is_some()) {
         let stats = d.stats();
         if by_node {
             let names = [Some(d.name.clone()), d.config.and_then(|c| c.file_node.clone())];

@@ -6,16 +6,20 @@
 
 mod balloon;
 mod block;
+mod blockdev;
 mod chardev;
 mod cpu;
 mod descriptors;
 mod devices;
+pub mod dump;
 pub mod events;
+mod hotplug;
 mod human;
 mod introspection;
 pub mod machine;
 pub mod memory;
 mod migration;
+mod network;
 mod paging;
 mod qom;
 pub mod run_state;

@@ -50,6 +50,12 @@ pub struct Drive {
     /// Name of the node below the format.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file_node: Option<String>,
+    /// That node was defined inside this one, and goes with it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub file_inline: bool,
+    /// It is a node of a file's bytes, without a format.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub protocol: bool,
     /// Limits.
     #[serde(skip_serializing_if = "Throttling::is_none")]
     pub throttling: Throttling,
@@ -235,6 +241,25 @@ impl Drive {
     /// The name of drive number `index`.
     pub fn name(&self, index: usize) -> String {
         self.id.clone().unwrap_or_else(|| format!("drive{index}"))
+    }
+
+    /// Whether it is a block node, which has a name among nodes and none among drives.
+    pub fn is_node(&self) -> bool {
+        self.protocol || self.file_node.is_some()
+    }
+
+    /// This format on the file that `below` is, whose node is called `file`; `inline` if that was
+    /// defined inside this one.
+    pub fn on_file(self, below: &Drive, file: &str, no_backing: bool, inline: bool) -> Drive {
+        Drive {
+            file: below.file.clone(),
+            aio: below.aio.clone(),
+            cache: self.cache.clone().or(below.cache.clone()),
+            file_node: Some(file.into()),
+            file_inline: inline,
+            no_backing,
+            ..self
+        }
     }
 
     fn cache_mode(&self) -> Option<CacheMode> {

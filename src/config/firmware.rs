@@ -28,6 +28,64 @@ pub struct Firmware {
     /// File for what firmware writes to its debug port, 402h.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub debug: Option<PathBuf>,
+    /// What firmware and guest find in the configuration device (fw_cfg) besides the machine's own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub items: Vec<Item>,
+}
+
+/// A file of the configuration device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Item {
+    /// Its name: `opt/` and at most 51 further characters.
+    pub name: String,
+    /// Its contents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub string: Option<String>,
+    /// The file of the host with its contents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+}
+
+impl Item {
+    /// Longest name, as the device has room for 56 bytes with a NUL.
+    const MAX_NAME: usize = 55;
+    /// Longest contents.
+    const MAX_LEN: u64 = 64 << 20;
+
+    /// The contents.
+    pub fn bytes(&self) -> Result<Vec<u8>, Fault> {
+        let Some(path) = &self.file else {
+            return Ok(self.string.clone().unwrap_or_default().into_bytes());
+        };
+        std::fs::read(path).map_err(|e| {
+            let what = format!("fw_cfg file '{}' cannot be read: {e}", path.display());
+            Fault::new(what, "check the path")
+        })
+    }
+
+    fn judge(&self, faults: &mut Vec<Fault>) {
+        let name = &self.name;
+        let printable = name.bytes().all(|b| (b' '..0x7f).contains(&b));
+        if !name.starts_with("opt/") || name.len() > Item::MAX_NAME || !printable {
+            let what = format!("fw_cfg item '{name}' cannot be added");
+            faults.push(Fault::new(what, "name it opt/…, in at most 55 characters"));
+        }
+        if self.string.is_some() == self.file.is_some() {
+            let what = format!("fw_cfg item '{name}' needs contents");
+            faults.push(Fault::new(what, "give one of string= and file="));
+        }
+        if let Some(path) = &self.file {
+            match std::fs::metadata(path) {
+                Ok(m) if m.is_file() && m.len() <= Item::MAX_LEN => {}
+                Ok(_) => faults.push(Fault::new(
+                    format!("fw_cfg file '{}' is no file of at most 64 MiB", path.display()),
+                    "name another",
+                )),
+                Err(_) => faults.extend(self.bytes().err()),
+            }
+        }
+    }
 }
 
 /// `uefi`, `bios`, or `code=FILE[,vars=FILE]`: a ROM, or drives to be added.
@@ -130,6 +188,13 @@ impl VmConfig {
             );
             faults.push(Fault::new(what, "give one of --bios and --firmware"));
             return;
+        }
+        for (i, item) in self.firmware.items.iter().enumerate() {
+            item.judge(faults);
+            if self.firmware.items[..i].iter().any(|o| o.name == item.name) {
+                let what = format!("fw_cfg item '{}' is given twice", item.name);
+                faults.push(Fault::new(what, "give it once"));
+            }
         }
         match self.rom() {
             Ok(Some(path)) => faults.extend(rom_fault(&path)),

@@ -47,6 +47,10 @@ impl VmConfig {
                 let what = format!("machine '{}' has no place for firmware", self.machine);
                 faults.push(Fault::new(what, "remove --bios, --firmware and --pflash"));
             }
+            if !self.firmware.items.is_empty() {
+                let what = "there is no fw_cfg device where a kernel starts without firmware";
+                faults.push(Fault::new(what, "add -bios, or remove -fw_cfg"));
+            }
             let plan = boot::Plan::new(&self.boot, &MemoryMap::new(memory));
             faults.extend(plan.err().into_iter().flatten());
         }

@@ -1,15 +1,13 @@
 //! What a machine asks of its board, whichever type it is.
 
-use std::collections::BTreeMap;
+use super::peripherals::Peripherals;
 use std::sync::Arc;
 use tandem_accel::Error;
 use tandem_accel::bus::IoBus;
 use tandem_accel::irq::CpuIntc;
 use tandem_accel::memory::GuestRam;
-use tandem_backends::block::drive::Drive;
 use tandem_devices::legacy::serial::Serial;
 use tandem_devices::pci::Bus;
-use tandem_devices::registry::Directory;
 
 /// The chips of a machine.
 pub trait Board {
@@ -17,12 +15,12 @@ pub trait Board {
     fn bus(&self) -> &Arc<IoBus>;
     /// The serial ports, COM1 first.
     fn serials(&self) -> &[Arc<Serial>];
-    /// Devices that others look for.
-    fn directory(&self) -> &Directory;
+    /// What the configuration adds.
+    fn peripherals(&self) -> &Peripherals;
+    /// As above, to be changed.
+    fn peripherals_mut(&mut self) -> &mut Peripherals;
     /// The PCI root bus, if there is PCI.
     fn pci(&self) -> Option<&Arc<Bus>>;
-    /// Drives by name.
-    fn drives(&self) -> &BTreeMap<String, Arc<Drive>>;
     /// The local APIC of vCPU `index`, if it is not the accelerator's.
     fn cpu_intc(&self, index: usize) -> Option<Arc<dyn CpuIntc>>;
     /// Address of the ACPI root pointer, if it is in memory from the start.

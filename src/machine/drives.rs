@@ -1,7 +1,7 @@
 //! The machine's drives, opened, and the devices that `if=` makes for them.
 
 use super::Failure;
-use crate::config::{Device, Fault, Interface, VmConfig};
+use crate::config::{self, Device, Fault, Interface, VmConfig};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tandem_accel::suggest::one_of;
@@ -12,19 +12,24 @@ use tandem_backends::block::open;
 pub fn open_all(config: &VmConfig) -> Result<BTreeMap<String, Arc<Drive>>, Failure> {
     let (mut drives, mut faults) = (BTreeMap::new(), Vec::new());
     for (i, d) in config.drives.iter().enumerate() {
-        let mut options = d.options();
-        let mut image = open::open(&d.open_spec());
-        if d.snapshot {
-            image = image.and_then(open::throw_away);
-            // Nobody reads it after a crash.
-            options.cache.no_flush = true;
-        }
-        match image {
-            Ok(image) => drop(drives.insert(d.name(i), Drive::new(image, options))),
-            Err(e) => faults.push(d.fault(&e)),
+        match open(d) {
+            Ok(drive) => drop(drives.insert(d.name(i), drive)),
+            Err(f) => faults.push(f),
         }
     }
     if faults.is_empty() { Ok(drives) } else { Err(Failure::Usage(faults)) }
+}
+
+/// Opens one.
+pub fn open(d: &config::Drive) -> Result<Arc<Drive>, Fault> {
+    let mut options = d.options();
+    let mut image = open::open(&d.open_spec());
+    if d.snapshot {
+        image = image.and_then(open::throw_away);
+        // Nobody reads it after a crash.
+        options.cache.no_flush = true;
+    }
+    image.map(|i| Drive::new(i, options)).map_err(|e| d.fault(&e))
 }
 
 /// The devices of drives that are not left to a `--device`.

@@ -215,6 +215,10 @@ impl Facts<'_> {
             // There is no display: the BIOS's text services use COM1.
             items.file("etc/sercon-port", COM[0].0.to_le_bytes());
         }
+        for item in &self.config.firmware.items {
+            let bytes = item.bytes().map_err(|f| Failure::Usage(vec![f]))?;
+            items.file(&item.name, bytes);
+        }
         boot::fw_cfg::offer(&self.config.boot, &mut items)
             .map_err(|f: Fault| Failure::Usage(vec![f]))?;
         let board = self.firmware_board();

@@ -15,23 +15,23 @@ use super::board::Board;
 use super::cpu::Processors;
 use super::inbox::Inbox;
 use super::memmap::MemoryMap;
+use super::peripherals::Peripherals;
 use super::q35::{Interrupts, cannot, map};
 use super::{Failure, drives, networks};
-use crate::config::{Device as Configured, Fault, VmConfig};
+use crate::config::{Device as Configured, VmConfig};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tandem_accel::bus::IoBus;
 use tandem_accel::irq::CpuIntc;
 use tandem_accel::memory::{GuestMap, GuestRam};
 use tandem_accel::{AccelOps, Error};
-use tandem_backends::block::drive::Drive;
 use tandem_backends::chardev::Chardev;
 use tandem_devices::acpi;
 use tandem_devices::legacy::acpi_pm::{AcpiPm, PM_BASE, PM_SIZE};
 use tandem_devices::legacy::reset::{RESET_PORT, ResetControl};
 use tandem_devices::legacy::serial::{COM, PORTS, Serial};
 use tandem_devices::pci::Bus;
-use tandem_devices::registry::{self, Backends, BusKind, Device, DeviceContext, Directory};
+use tandem_devices::registry::{self, Backends, BusKind, DeviceContext, Directory};
 use tandem_devices::timer::pit::{PIT_PORT, PORT_B, Pit};
 use tandem_devices::timer::pm_timer::PmTimerWidth;
 use tandem_devices::timer::rtc::{RTC_PORT, Rtc};
@@ -88,11 +88,7 @@ pub struct Microvm {
     pm: Arc<AcpiPm>,
     reset_control: Arc<ResetControl>,
     serials: Vec<Arc<Serial>>,
-    /// Drives by name.
-    drives: BTreeMap<String, Arc<Drive>>,
-    directory: Directory,
-    /// What the configuration adds.
-    devices: Vec<Arc<dyn Device>>,
+    peripherals: Peripherals,
     tables: acpi::Image,
 }
 
@@ -133,7 +129,6 @@ impl Microvm {
         map(&bus.pio, "reset control", RESET_PORT.into(), 1, reset_control.clone())?;
         let places = Arc::new(Slots::new(slots()));
         let drives = drives::open_all(config)?;
-        let directory = Directory::default();
         let context = DeviceContext {
             io: bus.clone(),
             irqs: interrupts.inputs.clone(),
@@ -146,37 +141,16 @@ impl Microvm {
             boot_order: Default::default(),
             virtio_mmio: Some(places.clone()),
             backends: Backends {
-                drives: drives.clone(),
+                drives,
                 networks: networks::start_all(config)?,
                 chardevs: named.iter().map(|(n, c)| (n.clone(), c.clone() as _)).collect(),
             },
-            directory: directory.clone(),
+            directory: Directory::default(),
         };
-        let (mut made, mut faults) = (Vec::new(), Vec::new());
-        for d in devices(config) {
-            match registry::create(&context, &d.driver, &d.props) {
-                Ok(device) => made.push(device),
-                Err(e) => faults.extend(e.into_iter().map(Fault::from)),
-            }
-        }
-        if !faults.is_empty() {
-            return Err(Failure::Usage(faults));
-        }
+        let mut peripherals = Peripherals::new(context);
+        peripherals.install_all(&devices(config))?;
         let tables = tables(config, processors, serials.len(), places.taken())?;
-        let devices = made;
-        Ok(Microvm {
-            bus,
-            interrupts,
-            pit,
-            rtc,
-            pm,
-            reset_control,
-            serials,
-            drives,
-            directory,
-            devices,
-            tables,
-        })
+        Ok(Microvm { bus, interrupts, pit, rtc, pm, reset_control, serials, peripherals, tables })
     }
 }
 
@@ -189,17 +163,17 @@ impl Board for Microvm {
         &self.serials
     }
 
-    fn directory(&self) -> &Directory {
-        &self.directory
+    fn peripherals(&self) -> &Peripherals {
+        &self.peripherals
+    }
+
+    fn peripherals_mut(&mut self) -> &mut Peripherals {
+        &mut self.peripherals
     }
 
     // There is no PCI.
     fn pci(&self) -> Option<&Arc<Bus>> {
         None
-    }
-
-    fn drives(&self) -> &BTreeMap<String, Arc<Drive>> {
-        &self.drives
     }
 
     fn cpu_intc(&self, index: usize) -> Option<Arc<dyn CpuIntc>> {
@@ -221,7 +195,7 @@ impl Board for Microvm {
     }
 
     fn reset(&self) {
-        self.devices.iter().for_each(|d| d.reset());
+        self.peripherals.reset();
         self.serials.iter().for_each(|s| s.reset());
         self.pm.reset();
         self.reset_control.reset();

@@ -11,10 +11,13 @@
 //! no_reboot, triple fault (unless no_shutdown keeps it for inspection), debug exit, accelerator
 //! error, quit or a signal: then vCPUs are stopped and output is drained.
 
+mod block_nodes;
 mod board;
 mod cpu;
 pub mod drives;
+mod dump;
 mod firmware;
+mod hotplug;
 pub mod inbox;
 mod main_loop;
 pub mod memmap;
@@ -22,6 +25,7 @@ pub mod microvm;
 pub mod networks;
 mod nodes;
 pub mod objects;
+mod peripherals;
 mod ports;
 mod q35;
 pub mod run_state;
@@ -147,6 +151,8 @@ pub struct Machine {
     batch: VecDeque<Event>,
     main_loop: MainLoop,
     wants_terminal: bool,
+    /// The last dump of memory.
+    dump: Option<dump::Dump>,
 }
 
 impl Machine {
@@ -177,6 +183,7 @@ impl Machine {
             batch: VecDeque::new(),
             main_loop,
             wants_terminal: false,
+            dump: None,
         };
         if !config.is_none() {
             machine.furnish()?;
@@ -404,7 +411,7 @@ impl Machine {
 
     /// The balloon, if the machine has one.
     pub fn balloon(&self) -> Option<Arc<VirtioBalloon>> {
-        self.guest.as_ref()?.board.directory().find(None)
+        self.guest.as_ref()?.board.peripherals().context().directory.find(None)
     }
 
     /// Both I/O spaces.
@@ -419,7 +426,8 @@ impl Machine {
 
     /// Drives by name.
     pub fn drives(&self) -> BTreeMap<String, Arc<Drive>> {
-        self.guest.as_ref().map(|g| g.board.drives().clone()).unwrap_or_default()
+        let guest = self.guest.as_ref();
+        guest.map(|g| g.board.peripherals().context().backends.drives.clone()).unwrap_or_default()
     }
 
     /// Adds an object for devices.

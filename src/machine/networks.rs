@@ -1,8 +1,9 @@
 //! The machine's networks, started, and the cards that `--net` makes for them.
 
-use super::Failure;
+use super::{Failure, Machine};
 use crate::config::net::{self, Kind, Netdev};
 use crate::config::{Device, Fault, VmConfig};
+use crate::qapi::{self, Error};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -81,18 +82,60 @@ fn socket_fault(what: &str, e: &io::Error) -> Fault {
     Fault::new(what, "start the other program first, or add reconnect-ms=1000")
 }
 
+/// Starts a network.
+fn start(n: &Netdev, name: &str) -> Result<Arc<Network>, Fault> {
+    Network::start(name, link(n)?).map_err(|e| {
+        let what = format!("network '{name}' cannot start: {e}");
+        Fault::new(what, "free some of the host's resources")
+    })
+}
+
+impl Machine {
+    /// Starts a network, for a card that comes later.
+    pub fn add_network(&mut self, n: Netdev) -> qapi::Result<()> {
+        let name = n.name(0);
+        if !qapi::is_well_formed_id(&name) {
+            return Err(Error::new("Parameter 'id' expects an identifier"));
+        }
+        if self.config.networks.iter().enumerate().any(|(i, o)| o.name(i) == name) {
+            return Err(Error::new(format!("Duplicate ID '{name}' for netdev")));
+        }
+        let guest = self.guest.as_mut();
+        let guest = guest.ok_or_else(|| Error::new("this machine has no networks"))?;
+        let started = start(&n, &name)?;
+        let shelf = &mut guest.board.peripherals_mut().context_mut().backends.networks;
+        shelf.insert(name, started);
+        self.config.networks.push(n);
+        Ok(())
+    }
+
+    /// Ends a network that no card uses.
+    pub fn remove_network(&mut self, id: &str) -> qapi::Result<()> {
+        let missing = || Error::no_device(format!("Device '{id}' not found"));
+        let mut all = self.config.networks.iter().enumerate();
+        let (index, n) = all.find(|(i, n)| n.name(*i) == id).ok_or_else(missing)?;
+        let user = self.config.devices.iter().find(|d| d.prop("netdev") == Some(id));
+        if n.card || user.is_some() {
+            return Err(Error::new(format!("network '{id}' has a card; remove that first")));
+        }
+        // The others keep their names, which may come from their places.
+        for (i, n) in self.config.networks.iter_mut().enumerate() {
+            n.id = Some(n.name(i));
+        }
+        self.config.networks.remove(index);
+        if let Some(guest) = &mut self.guest {
+            guest.board.peripherals_mut().context_mut().backends.networks.remove(id);
+        }
+        Ok(())
+    }
+}
+
 /// Starts all networks. Every one that does not start is reported.
 pub fn start_all(config: &VmConfig) -> Result<BTreeMap<String, Arc<Network>>, Failure> {
     let (mut networks, mut faults) = (BTreeMap::new(), Vec::new());
     for (i, n) in config.networks.iter().enumerate() {
         let name = n.name(i);
-        let started = link(n).and_then(|l| {
-            Network::start(&name, l).map_err(|e| {
-                let what = format!("network '{name}' cannot start: {e}");
-                Fault::new(what, "free some of the host's resources")
-            })
-        });
-        match started {
+        match start(n, &name) {
             Ok(n) => drop(networks.insert(name, n)),
             Err(f) => faults.push(f),
         }

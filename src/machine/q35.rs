@@ -14,7 +14,8 @@ use super::firmware::{Facts, Firmware, InPlace};
 use super::inbox::Inbox;
 use super::memmap::{ECAM, IOAPIC, MemoryMap, PCI32, PCI64, PCI64_SIZE};
 use super::networks;
-use crate::config::{Fault, VmConfig};
+use super::peripherals::Peripherals;
+use crate::config::VmConfig;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,7 +24,6 @@ use tandem_accel::clock::Clock;
 use tandem_accel::irq::{CpuIntc, IrqLine, IrqSink, MsiSink};
 use tandem_accel::memory::{GuestMap, GuestRam};
 use tandem_accel::{AccelOps, Error, IrqChip};
-use tandem_backends::block::drive::Drive;
 use tandem_backends::chardev::Chardev;
 use tandem_devices::firmware::bootorder::BootOrder;
 use tandem_devices::firmware::shadow::Shadow;
@@ -40,7 +40,7 @@ use tandem_devices::pci::ich9::{Ich9Lpc, Programmed};
 use tandem_devices::pci::mch::{Mch, Shadowing};
 use tandem_devices::pci::pirq::IrqRouter;
 use tandem_devices::pci::{Bus, host};
-use tandem_devices::registry::{self, Backends, Device, DeviceContext, Directory};
+use tandem_devices::registry::{Backends, DeviceContext, Directory};
 use tandem_devices::timer::hpet::{HPET_BASE, HPET_SIZE, Hpet};
 use tandem_devices::timer::pit::{PIT_PORT, PORT_B, Pit};
 use tandem_devices::timer::pm_timer::PmTimerWidth;
@@ -207,11 +207,7 @@ pub struct Q35 {
     lpc: Lpc,
     root: Arc<Bus>,
     serials: Vec<Arc<Serial>>,
-    /// Drives by name.
-    drives: BTreeMap<String, Arc<Drive>>,
-    directory: Directory,
-    /// What the configuration adds.
-    devices: Vec<Arc<dyn Device>>,
+    peripherals: Peripherals,
     start: Start,
 }
 
@@ -253,7 +249,6 @@ impl Q35 {
         let shadow = firmware.as_ref().map(Firmware::shadow);
         let (root, mch) = pci(&bus, &interrupts, router, &lpc, shadow)?;
         let boot_order = Arc::new(BootOrder::default());
-        let directory = Directory::default();
         let context = DeviceContext {
             io: bus.clone(),
             irqs: interrupts.inputs.clone(),
@@ -263,26 +258,20 @@ impl Q35 {
             power: inbox.clone(),
             pci: Some(root.clone()),
             buses: Default::default(),
-            directory: directory.clone(),
+            directory: Directory::default(),
             virtio_mmio: None,
             boot_order: boot_order.clone(),
             backends: Backends {
-                drives: drives.clone(),
+                drives,
                 networks: networks::start_all(config)?,
                 chardevs: named.iter().map(|(n, c)| (n.clone(), c.clone() as _)).collect(),
             },
         };
-        let (mut devices, mut faults) = (Vec::new(), Vec::new());
         let made = [drives::devices(config), networks::devices(config)].concat();
-        for d in made.iter().chain(&config.devices) {
-            match registry::create(&context, &d.driver, &d.props) {
-                Ok(device) => devices.push(device),
-                Err(e) => faults.extend(e.into_iter().map(Fault::from)),
-            }
-        }
-        if !faults.is_empty() {
-            return Err(Failure::Usage(faults));
-        }
+        let mut peripherals = Peripherals::new(context);
+        peripherals.install_all(made.iter().chain(&config.devices))?;
+        // Power-on: slots of ports find what is in them.
+        root.reset();
         let facts = Facts {
             config,
             processors,
@@ -297,7 +286,7 @@ impl Q35 {
             }
             None => Start::Kernel(facts.in_place()?),
         };
-        Ok(Q35 { bus, interrupts, timers, lpc, root, serials, drives, directory, devices, start })
+        Ok(Q35 { bus, interrupts, timers, lpc, root, serials, peripherals, start })
     }
 }
 
@@ -310,16 +299,16 @@ impl Board for Q35 {
         &self.serials
     }
 
-    fn directory(&self) -> &Directory {
-        &self.directory
+    fn peripherals(&self) -> &Peripherals {
+        &self.peripherals
+    }
+
+    fn peripherals_mut(&mut self) -> &mut Peripherals {
+        &mut self.peripherals
     }
 
     fn pci(&self) -> Option<&Arc<Bus>> {
         Some(&self.root)
-    }
-
-    fn drives(&self) -> &BTreeMap<String, Arc<Drive>> {
-        &self.drives
     }
 
     fn cpu_intc(&self, index: usize) -> Option<Arc<dyn CpuIntc>> {
@@ -348,7 +337,7 @@ impl Board for Q35 {
     }
 
     fn reset(&self) {
-        self.devices.iter().for_each(|d| d.reset());
+        self.peripherals.reset();
         self.root.reset();
         if let Start::Firmware(f) = &self.start {
             f.reset();

@@ -93,6 +93,12 @@ pub fn faults<F: fmt::Display>(all: impl IntoIterator<Item = F>) -> Error {
     Error::new(all.join("; and "))
 }
 
+/// Whether a name can name an object: a letter first, then letters, digits, `-`, `.` and `_`.
+pub fn is_well_formed_id(id: &str) -> bool {
+    id.starts_with(|c: char| c.is_ascii_alphabetic())
+        && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
+}
+
 /// Where a value stands in what a client sent: the names on the way to it.
 #[derive(Clone, Copy)]
 pub struct Path<'a> {

@@ -32,7 +32,7 @@ impl Builder {
                 return Err(Fault::new("-blockdev has no 'node-name'", "add node-name=NAME"));
             }
         };
-        if self.nodes.contains_key(&name) {
+        if self.nodes.iter().any(|n| n.name == name) {
             let what = format!("two block nodes are called '{name}'");
             return Err(Fault::new(what, "give each a node-name of its own"));
         }
@@ -60,19 +60,19 @@ impl Builder {
                         return Err(Fault::new(what, "name a node, or write null"));
                     }
                 };
-                let file = match p.take_value("file") {
-                    Some(Value::String(file)) => file,
+                let (file, inline) = match p.take_value("file") {
+                    Some(Value::String(file)) => (file, false),
                     Some(inner @ Value::Object(_)) => {
                         let made_up = format!("{name}:file");
                         let inner = Pairs::parse("blockdev", &inner.to_string(), None)?;
-                        self.node(inner, Some(made_up))?
+                        (self.node(inner, Some(made_up))?, true)
                     }
                     _ => {
                         let what = format!("-blockdev {name} has no 'file'");
                         return Err(Fault::new(what, "add file=NODE"));
                     }
                 };
-                NodeKind::Format { drive: Box::new(drive), file, no_backing }
+                NodeKind::Format { drive: Box::new(drive), file, no_backing, inline }
             }
             _ => {
                 let drivers = ["file", "raw", "qcow2"];
@@ -81,7 +81,7 @@ impl Builder {
             }
         };
         self.leftovers(p, &["driver", "node-name", "filename", "file", "read-only", "cache"]);
-        self.nodes.insert(name.clone(), Node { name: name.clone(), kind });
+        self.nodes.push(Node { name: name.clone(), kind });
         Ok(name)
     }
 
@@ -106,41 +106,36 @@ impl Builder {
         Ok(())
     }
 
-    /// Makes drives of the nodes that devices use.
+    /// Makes drives of the nodes: those of formats, and those of files on which no format lies.
     pub(super) fn settle_nodes(&mut self) {
-        let used: Vec<String> = self
-            .config
-            .devices
-            .iter()
-            .flat_map(|d| d.props.iter().filter(|(k, _)| k == "drive").map(|(_, v)| v.clone()))
-            .collect();
-        for name in used {
-            let Some(node) = self.nodes.get(&name) else { continue };
+        let nodes = std::mem::take(&mut self.nodes);
+        let below = |name: &str| nodes.iter().find(|n| n.name == name).map(|n| &n.kind);
+        let covered = |name: &str| {
+            let lies_on =
+                |n: &Node| matches!(&n.kind, NodeKind::Format { file, .. } if file == name);
+            nodes.iter().any(lies_on)
+        };
+        for node in &nodes {
             match &node.kind {
+                NodeKind::File(_) if covered(&node.name) => {}
                 NodeKind::File(d) => {
                     let format = Some("raw".into());
-                    self.config.drives.push(Drive { format, ..(**d).clone() });
+                    self.config.drives.push(Drive { format, protocol: true, ..(**d).clone() });
                 }
-                NodeKind::Format { drive, file, no_backing } => {
-                    match self.nodes.get(file).map(|n| &n.kind) {
-                        Some(NodeKind::File(f)) => self.config.drives.push(Drive {
-                            file: f.file.clone(),
-                            aio: f.aio.clone(),
-                            cache: drive.cache.clone().or(f.cache.clone()),
-                            file_node: Some(file.clone()),
-                            no_backing: *no_backing,
-                            ..(**drive).clone()
-                        }),
-                        Some(NodeKind::Format { .. }) => self.faults.push(Fault::new(
-                            format!("block node '{}' is a format on a format", node.name),
-                            "put it on a file",
-                        )),
-                        None => self.faults.push(Fault::new(
-                            format!("block node '{name}' lies on '{file}', which is not there"),
-                            "add it with -blockdev",
-                        )),
+                NodeKind::Format { drive, file, no_backing, inline } => match below(file) {
+                    Some(NodeKind::File(f)) => {
+                        let d = (**drive).clone().on_file(f, file, *no_backing, *inline);
+                        self.config.drives.push(d);
                     }
-                }
+                    Some(NodeKind::Format { .. }) => self.faults.push(Fault::new(
+                        format!("block node '{}' is a format on a format", node.name),
+                        "put it on a file",
+                    )),
+                    None => self.faults.push(Fault::new(
+                        format!("block node '{}' lies on '{file}', which is not there", node.name),
+                        "add it with -blockdev",
+                    )),
+                },
             }
         }
     }

@@ -3,7 +3,9 @@
 use super::Builder;
 use super::keyval::Pairs;
 use crate::cli::run;
+use crate::config::firmware::Item;
 use crate::config::{Device, Fault, Netdev, Object};
+use serde_json::Value;
 
 type Done = Result<(), Fault>;
 
@@ -27,10 +29,6 @@ impl Builder {
             return Ok(());
         }
         let mut props = p.rest();
-        if driver == "pcie-root-port" {
-            // Its number as a link and the room that firmware shall leave behind it.
-            props.retain(|(k, v)| !(k == "hotplug" && v == "on"));
-        }
         // A kernel is booted, or the first disk that is there.
         props.retain(|(k, _)| k != "bootindex");
         self.config.devices.push(Device { driver, props });
@@ -59,6 +57,15 @@ impl Builder {
             return Ok(());
         }
         self.config.objects.push(Object { qom_type, id, props: p.rest() });
+        Ok(())
+    }
+
+    pub(super) fn fw_cfg(&mut self, value: &str) -> Done {
+        let mut p = Pairs::parse("fw_cfg", value, Some("name"))?;
+        let name = p.need("name")?;
+        let (string, file) = (p.take("string"), p.take("file").map(Into::into));
+        self.leftovers(p, &["name", "string", "file"]);
+        self.config.firmware.items.push(Item { name, string, file });
         Ok(())
     }
 
@@ -97,12 +104,18 @@ impl Builder {
 }
 
 /// `KIND,key=value…`, from that or from JSON.
-fn network_words(option: &str, value: &str) -> Result<String, Fault> {
+pub fn network_words(option: &str, value: &str) -> Result<String, Fault> {
     if !value.starts_with('{') {
         return Ok(value.to_string());
     }
     let mut p = Pairs::parse(option, value, None)?;
     let mut words = p.need("type")?;
+    for key in ["hostfwd", "guestfwd"] {
+        let Some(Value::Array(all)) = p.take_value(key) else { continue };
+        for text in all.iter().filter_map(|v| v["str"].as_str()) {
+            words += &format!(",{key}={}", text.replace(',', ",,"));
+        }
+    }
     for (k, v) in p.rest() {
         words += &format!(",{k}={}", v.replace(',', ",,"));
     }

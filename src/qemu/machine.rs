@@ -35,6 +35,9 @@ impl Builder {
             self.accels.extend(list.split(':').map(str::to_string));
         }
         self.memory_backend = p.take("memory-backend").or(self.memory_backend.take());
+        for (i, key) in ["pflash0", "pflash1"].iter().enumerate() {
+            self.flash[i] = p.take(key).or(self.flash[i].take());
+        }
         // What is not there cannot be on; what is always there cannot be off.
         for (key, only) in [
             ("usb", false),
@@ -66,7 +69,7 @@ impl Builder {
             let what = format!("-machine kernel_irqchip={v} is not supported");
             self.faults.push(Fault::new(what, "leave it out"));
         }
-        self.leftovers(p, &["type", "accel", "memory-backend"]);
+        self.leftovers(p, &["type", "accel", "memory-backend", "pflash0", "pflash1"]);
         Ok(())
     }
 

@@ -21,6 +21,8 @@ mod numa;
 mod settle;
 pub mod table;
 
+pub use device::network_words;
+
 use crate::config::monitor::{Endpoint, Mode};
 use crate::config::{Drive, Fault, VmConfig};
 use std::collections::BTreeMap;
@@ -81,15 +83,28 @@ struct Mon {
 }
 
 /// A block node of the command line.
-struct Node {
-    name: String,
+pub struct Node {
+    /// Its name.
+    pub name: String,
     /// An image file, or a format on another node.
-    kind: NodeKind,
+    pub kind: NodeKind,
 }
 
-enum NodeKind {
+/// What a block node is.
+pub enum NodeKind {
+    /// A file.
     File(Box<Drive>),
-    Format { drive: Box<Drive>, file: String, no_backing: bool },
+    /// A format on the node `file`.
+    Format {
+        /// The format.
+        drive: Box<Drive>,
+        /// Name of the node below it.
+        file: String,
+        /// What stands in the image about another behind it is not followed.
+        no_backing: bool,
+        /// The node below it was defined inside it.
+        inline: bool,
+    },
 }
 
 /// What has been read so far.
@@ -104,7 +119,9 @@ pub struct Builder {
     /// `isa-serial` devices: index if given, and what they lead to.
     isa_serials: Vec<(Option<usize>, String)>,
     monitors: Vec<Mon>,
-    nodes: BTreeMap<String, Node>,
+    nodes: Vec<Node>,
+    /// Nodes that are flash: code, variables.
+    flash: [Option<String>; 2],
     memory_backends: BTreeMap<String, u64>,
     memory_backend: Option<String>,
     numa: Vec<String>,
@@ -113,6 +130,14 @@ pub struct Builder {
     headless: bool,
     snapshot: bool,
     faults: Vec<Fault>,
+}
+
+/// The block nodes that the value of `-blockdev` defines, each after those that it lies on.
+pub fn block_nodes(value: &str) -> Result<Vec<Node>, Vec<Fault>> {
+    let mut b = Builder::default();
+    let fault = b.blockdev(value).err();
+    b.faults.extend(fault);
+    if b.faults.is_empty() { Ok(b.nodes) } else { Err(b.faults) }
 }
 
 /// Reads a command line, without the program's name.

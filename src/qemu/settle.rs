@@ -2,7 +2,7 @@
 
 use super::{Builder, CharTo};
 use crate::config::monitor::{Endpoint, Monitor};
-use crate::config::{Chardev, Device, Fault, Serial, Size};
+use crate::config::{Chardev, Device, Drive, Fault, Interface, Serial, Size};
 
 impl Builder {
     pub(super) fn settle(&mut self) {
@@ -13,6 +13,7 @@ impl Builder {
         self.settle_serials();
         self.settle_chardevs();
         self.settle_nodes();
+        self.settle_flash();
         if self.snapshot {
             self.config.drives.iter_mut().for_each(|d| d.snapshot = true);
         }
@@ -70,6 +71,23 @@ impl Builder {
                     }
                     Err(f) => self.faults.push(f.clone()),
                 }
+            }
+        }
+    }
+
+    /// Makes flash of the nodes that -machine says, the one with the code first.
+    fn settle_flash(&mut self) {
+        for name in std::mem::take(&mut self.flash).into_iter().flatten() {
+            let drives = &mut self.config.drives;
+            match drives.iter().position(|d| d.id.as_ref() == Some(&name)) {
+                Some(i) => {
+                    let drive = drives.remove(i);
+                    drives.push(Drive { interface: Interface::Pflash, ..drive });
+                }
+                None => self.faults.push(Fault::new(
+                    format!("-machine names block node '{name}' as flash, which is not there"),
+                    "add it with -blockdev",
+                )),
             }
         }
     }

@@ -102,6 +102,12 @@ pub static OPTIONS: &[Opt] = &[
         opt("numa", "node,… dist,… cpu,…", "nodes of processors and memory", Builder::numa),
         &["nodeid", "cpus", "mem", "memdev", "src", "dst", "val", "node-id", "socket-id"],
     ),
+    opt("bios", "FILE", "firmware in ROM", |b, v| b.path(v, |c, p| c.firmware.bios = Some(p))),
+    opt("fw_cfg", "[name=]opt/…,string=…|file=…", "item of fw_cfg", Builder::fw_cfg),
+    opt("pflash", "FILE", "flash: the first has code, the second variables", |b, v| {
+        b.config.drives.push(crate::config::firmware::flash(v));
+        Ok(())
+    }),
     opt("kernel", "FILE", "kernel to boot", |b, v| b.path(v, |c, p| c.boot.kernel = Some(p))),
     opt("initrd", "FILE", "initial RAM disk", |b, v| b.path(v, |c, p| c.boot.initrd = Some(p))),
     opt("append", "TEXT", "kernel command line", |b, v| {
@@ -199,8 +205,6 @@ pub static OPTIONS: &[Opt] = &[
     accept("L", "DIR", "no files are looked for in a directory of data"),
     accept("no-fd-bootchk", "", "there is no floppy disk to check"),
     accept("no-hpet", "", "guests choose their clock source themselves"),
-    refuse("bios", "FILE", "firmware is not supported on this command line; use -kernel"),
-    refuse("pflash", "FILE", "firmware is not supported on this command line; use -kernel"),
     refuse("hda", "FILE", NO_IDE),
     refuse("hdb", "FILE", NO_IDE),
     refuse("hdc", "FILE", NO_IDE),
@@ -223,7 +227,6 @@ pub static OPTIONS: &[Opt] = &[
     refuse("no-acpi", "", "the machine always has ACPI; boot with acpi=off on the kernel line"),
     refuse("smbios", "key=value…", "SMBIOS tables cannot be set on this command line; remove it"),
     refuse("acpitable", "key=value…", "ACPI tables cannot be added; remove it"),
-    refuse("fw_cfg", "key=value…", "there is no fw_cfg on this command line; remove it"),
     refuse("mem-path", "PATH", "guest memory is anonymous; remove it"),
     refuse("mem-prealloc", "", "guest memory is given as it is used; remove it"),
     refuse("icount", "key=value…", "instructions are not counted; remove it"),

@@ -6,6 +6,7 @@ use super::{Function, Intx, PciError, Pin};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use tandem_accel::irq::{IrqLine, MsiSink};
 
@@ -116,6 +117,10 @@ pub struct Bus {
     msi: Arc<dyn MsiSink>,
     intx: Arc<dyn IntxRoute>,
     root: bool,
+    /// Slots: 32, or 1 behind a PCI Express port.
+    slots: u8,
+    /// Whether configuration accesses reach it.
+    link: AtomicBool,
     places: RwLock<BTreeMap<Devfn, Place>>,
 }
 
@@ -126,7 +131,15 @@ impl Bus {
         msi: Arc<dyn MsiSink>,
         intx: Arc<dyn IntxRoute>,
     ) -> Arc<Bus> {
-        Arc::new(Bus { decoder, msi, intx, root: true, places: RwLock::default() })
+        Arc::new(Bus {
+            decoder,
+            msi,
+            intx,
+            root: true,
+            slots: 32,
+            link: AtomicBool::new(true),
+            places: RwLock::default(),
+        })
     }
 
     /// Whether it is a root bus.
@@ -136,14 +149,30 @@ impl Bus {
 
     /// The bus behind the bridge that will sit at `at` of this bus.
     pub fn behind_bridge(&self, at: Devfn) -> Arc<Bus> {
+        self.behind(at, 32)
+    }
+
+    /// The link behind the PCI Express port that will sit at `at` of this bus: it has one slot.
+    pub fn behind_port(&self, at: Devfn) -> Arc<Bus> {
+        self.behind(at, 1)
+    }
+
+    fn behind(&self, at: Devfn, slots: u8) -> Arc<Bus> {
         let intx = Arc::new(Swizzle { upstream: self.intx.clone(), slot: at.slot() });
         Arc::new(Bus {
             decoder: self.decoder.clone(),
             msi: self.msi.clone(),
             intx,
             root: false,
+            slots,
+            link: AtomicBool::new(true),
             places: RwLock::default(),
         })
+    }
+
+    /// Connects configuration accesses with the devices, or parts them.
+    pub fn set_link(&self, up: bool) {
+        self.link.store(up, Ordering::Release);
     }
 
     /// Who answers at which address.
@@ -161,8 +190,13 @@ impl Bus {
                     "PCI address {at} is taken; choose another or leave addr out"
                 )));
             }
+            Some(at) if at.slot() >= self.slots => {
+                return Err(PciError(format!(
+                    "there is no PCI address {at} behind a PCI Express port; leave addr out"
+                )));
+            }
             Some(at) => at,
-            None => (u8::from(self.root)..32)
+            None => (u8::from(self.root)..self.slots)
                 .filter_map(|s| Devfn::new(s, 0))
                 .find(|d| !places.keys().any(|k| k.slot() == d.slot()))
                 .ok_or_else(|| PciError("no PCI slot is free; use fewer devices".into()))?,
@@ -189,6 +223,20 @@ impl Bus {
         }
     }
 
+    /// Takes all devices away.
+    pub fn detach_all(&self) {
+        let gone = {
+            let mut places = self.places.write().unwrap();
+            let (gone, kept) = std::mem::take(&mut *places)
+                .into_iter()
+                .partition::<BTreeMap<_, _>, _>(|(_, p)| matches!(p, Place::Device(_)));
+            *places = kept;
+            gone
+        };
+        // Whoever drops the last of one does so without the bus's lock.
+        drop(gone);
+    }
+
     fn device(&self, at: Devfn) -> Option<Arc<dyn PciDevice>> {
         match self.places.read().unwrap().get(&at)? {
             Place::Device(d) => Some(d.clone()),
@@ -198,6 +246,9 @@ impl Bus {
 
     /// The function at `at` of bus `number`, where this bus is number `own`.
     fn find(&self, own: u8, number: u8, at: Devfn) -> Option<Arc<dyn PciDevice>> {
+        if !self.link.load(Ordering::Acquire) {
+            return None;
+        }
         if number == own {
             return self.device(at);
         }

@@ -24,6 +24,7 @@ pub mod config;
 pub mod decode;
 pub mod function;
 pub mod host;
+pub mod hotplug;
 pub mod ich9;
 pub mod intx;
 pub mod mch;

@@ -46,6 +46,10 @@ pub static COMMANDS: &[Row] = &[
     row("xp", &[], "/fmt addr", "show memory at a physical address", |vm, words| {
         examine::memory(vm, words, false)
     }),
+    row("device_add", &[], "driver[,prop=value…]", "put a device behind a root port", device_add),
+    row("device_del", &[], "id", "ask the guest to let go of a device", |vm, id| {
+        qmp(vm, "device_del", serde_json::json!({ "id": id })).map(|_| String::new())
+    }),
     row("memsave", &[], "addr size file", "write memory at an address to a file", |vm, words| {
         examine::save(vm, words, "memsave")
     }),
@@ -142,6 +146,18 @@ fn qmp(vm: &mut Machine, name: &str, arguments: Value) -> Result<Value, String> 
     };
     let command = qapi::command(name).map_err(|e| e.to_string())?;
     (command.run)(&mut Context { vm, session: None }, members).map_err(|e| e.to_string())
+}
+
+fn device_add(vm: &mut Machine, words: &str) -> Output {
+    let mut members = Members::new();
+    for (i, word) in crate::config::parse::split_commas(words).iter().enumerate() {
+        let (key, value) = match word.split_once('=') {
+            None if i == 0 => ("driver", word.as_str()),
+            pair => pair.unwrap_or((word, "on")),
+        };
+        members.insert(key.into(), value.into());
+    }
+    qmp(vm, "device_add", Value::Object(members)).map(|_| String::new())
 }
 
 /// Runs one that takes and returns nothing.
