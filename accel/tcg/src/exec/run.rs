@@ -109,7 +109,11 @@ impl Runner {
         };
         let found = match found {
             Ok(f) => f,
-            Err(NoCode::Fault(e)) => return self.deliver(e).map_or(Ok(None), Err),
+            Err(NoCode::Fault(e)) => {
+                // A breakpoint at an instruction comes before what fetching it raises.
+                let breakpoint = debug::breakpoint_at_rip(env);
+                return self.deliver(breakpoint.unwrap_or(e)).map_or(Ok(None), Err);
+            }
             Err(NoCode::Full) => {
                 drop(running);
                 let flush = || vcpu.shared.flush_in_section(|| vcpu.tbs.flush());

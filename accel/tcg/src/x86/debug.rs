@@ -176,6 +176,17 @@ pub fn instruction_breakpoint(cpu: &mut Cpu, addr: u64) -> Option<Exception> {
     enabled.then(|| debug(hit))
 }
 
+/// The same for the instruction at RIP, wherever it is (SDM vol. 3 table 6-2: before a fault that
+/// fetching it raises).
+pub fn breakpoint_at_rip(env: &mut Env) -> Option<Exception> {
+    let cpu = &mut env.cpu;
+    let base = if cpu.code64() { 0 } else { cpu.seg_base[tandem_accel::x86::seg::CS] };
+    let linear = base.wrapping_add(cpu.rip);
+    let linear = if cpu.code64() { linear } else { linear & u64::from(u32::MAX) };
+    cpu.breakpoints(Kind::Execute).next()?;
+    instruction_breakpoint(cpu, linear)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::Bench;

@@ -24,6 +24,8 @@ mod show;
 #[cfg(target_arch = "x86_64")]
 mod speed;
 #[cfg(target_arch = "x86_64")]
+mod system;
+#[cfg(target_arch = "x86_64")]
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod whole;

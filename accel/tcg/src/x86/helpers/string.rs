@@ -42,6 +42,8 @@ pub struct Info {
     pub until_equal: bool,
     /// Alignment is checked.
     pub checked: bool,
+    /// Something looks at the processor after each element: a single step, or watched data.
+    pub single: bool,
 }
 
 fn width(code: u64) -> Width {
@@ -65,6 +67,7 @@ impl Info {
             | u64::from(self.repeat) << 14
             | u64::from(self.until_equal) << 15
             | u64::from(self.checked) << 16
+            | u64::from(self.single) << 17
     }
 
     fn unpack(v: u64) -> Info {
@@ -78,6 +81,7 @@ impl Info {
             repeat: v >> 14 & 1 != 0,
             until_equal: v >> 15 & 1 != 0,
             checked: v >> 16 & 1 != 0,
+            single: v >> 17 & 1 != 0,
         }
     }
 }
@@ -97,7 +101,8 @@ impl<'a> Run<'a> {
         let i = Info::unpack(info);
         // SAFETY: generated code passes its own Env, which nothing else uses while the helper runs.
         let env = unsafe { &mut *env };
-        Run { env, i, size: i.width.bytes().into(), budget: BULK }
+        let size = i.width.bytes().into();
+        Run { env, i, size, budget: if i.single { size } else { BULK } }
     }
 
     fn get(&self, r: usize) -> u64 {
@@ -515,6 +520,7 @@ mod tests {
         repeat: true,
         until_equal: false,
         checked: false,
+        single: false,
     };
 
     /// A bench in 64-bit mode with these RCX, RSI and RDI.

@@ -219,6 +219,7 @@ impl FrontEnd {
             end.insns += 1;
             let rest = &insns[i + 1..];
             t.start(insn, dead::flags_dead(insn, rest));
+            t.check_code_limit(insn.len());
             let insn = match &self.gate {
                 Some(gate) => gate.meaning(insn, t.code64()),
                 None => Some(*insn),

@@ -328,10 +328,18 @@ impl Translator<'_> {
     /// The check of real and virtual-8086 mode, where segments have limits but no types.
     fn limit_checked(&mut self, segment: usize, offset: Val, size: u32) -> Addr {
         let n = segment.min(seg::GS);
-        let at = offset_of!(Cpu, seg) + n * size_of::<Segment>() + offset_of!(Segment, limit);
-        let limit = self.b.ldenv(Width::W32, super::cpu_field(at));
         let last = Addr::disp(offset, size.saturating_sub(1) as i32);
         let last = self.b.lea(Width::W64, last);
+        self.check_limit(n, last);
+        let base = self.seg_base(n);
+        let addr = Addr { base, index: offset, scale: 0, disp: 0 };
+        Addr::base(self.b.lea(Width::W32, addr))
+    }
+
+    /// #SS(0) or #GP(0) if offset `last` is beyond the limit of segment `n`.
+    fn check_limit(&mut self, n: usize, last: Val) {
+        let at = offset_of!(Cpu, seg) + n * size_of::<Segment>() + offset_of!(Segment, limit);
+        let limit = self.b.ldenv(Width::W32, super::cpu_field(at));
         let fl = self.b.flags_of(Op::Sub, Width::W64, [limit, last, Val::NONE, Val::NONE]);
         let raised = if n == seg::SS { vector::SS } else { vector::GP };
         let kind = ExitKind::Leave {
@@ -339,9 +347,17 @@ impl Translator<'_> {
             pc: Some(self.rip),
         };
         self.b.brcc(Cond::B, fl, Exit::new(kind, ExitHint::Jump));
-        let base = self.seg_base(n);
-        let addr = Addr { base, index: offset, scale: 0, disp: 0 };
-        Addr::base(self.b.lea(Width::W32, addr))
+    }
+
+    /// #GP(0) if the instruction of `len` bytes at RIP reaches beyond the code segment's limit.
+    pub(super) fn check_code_limit(&mut self, len: usize) {
+        let last = self.rip.wrapping_add(len as u64).wrapping_sub(1);
+        // Limits of real and virtual-8086 mode are no less than that.
+        let inside = !self.protected() && last <= 0xffff;
+        if self.mode.contains(Mode::SEGMENTED) && !inside {
+            let last = self.b.iconst(last);
+            self.check_limit(seg::CS, last);
+        }
     }
 
     /// An offset in a segment whose base is 0, in 64-bit code.

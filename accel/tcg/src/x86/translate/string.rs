@@ -137,6 +137,8 @@ fn helper(
         repeat,
         until_equal: insn.has_repne_prefix(),
         checked: t.mode.contains(Mode::ALIGN_CHECK),
+        // The trap comes after each repetition (SDM vol. 3 §18.3.1.4).
+        single: t.mode.intersects(Mode::TF | Mode::WATCH),
     };
     let name: Helper = match kind {
         Kind::Movs => helpers::MOVS,

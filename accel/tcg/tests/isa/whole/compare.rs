@@ -94,13 +94,14 @@ impl Lab {
         if want.trap.vector == vector::DE {
             ignored = ARITH;
         }
-        // A page fault in the midst of a repeated comparison takes the flags back to what they were before
-        // it (SDM vol. 2B, REP), or leaves them as the last step set them (AMD's processors).
+        // A page fault or single step in the midst of a repeated comparison takes the flags back to what
+        // they were before it (SDM vol. 2B, REP), or leaves them as the last comparison set them (AMD's
+        // processors).
         let compares = done.and_then(|i| p.items.get(i)).is_some_and(|i| {
             let repeated = i.insn.has_rep_prefix() || i.insn.has_repne_prefix();
             repeated && i.insn.is_string_instruction() && i.insn.rflags_written() != 0
         });
-        if compares && is_memory_fault(&want.trap) {
+        if compares && (is_memory_fault(&want.trap) || want.trap.vector == vector::DB) {
             ignored = ARITH;
         }
         for (name, guest) in &mut self.guests {

@@ -35,6 +35,7 @@ pub fn is_open(
         || enters_mmx(p, code, want, got)
         || converts_first(p, code, want, got)
         || reads_tables(p, got)
+        || pushes_segment(p, code, want)
         || bounds_apart(p, code, want, got)
 }
 
@@ -108,6 +109,23 @@ fn bounds_apart(p: &Program, code: &Assembled, want: &Outcome, got: &Outcome) ->
         && a.vector != b.vector
         && [a, b].iter().all(|t| is_memory_fault(t) || t.vector == vector::BR)
         && last(p, code, want).is_some_and(|i| i.mnemonic() == Mnemonic::Bound)
+}
+
+/// Whether the host ended in the midst of an instruction and may have pushed a segment register shortly
+/// before: what that leaves in the upper half of a wide stack slot is open (SDM vol. 2B, PUSH). Programs
+/// have no such instruction but where they jump into another.
+fn pushes_segment(p: &Program, code: &Assembled, want: &Outcome) -> bool {
+    const NEAR: usize = 32;
+    let offset = want.state.rip.wrapping_sub(p.start()) as usize;
+    let Some(end) = offset.checked_add(p.offset as usize) else { return false };
+    if code.starts.contains(&offset) || end > p.memory.code.len() {
+        return false;
+    }
+    (end.saturating_sub(NEAR)..end).any(|at| {
+        decode(&p.memory.code[at..end], p.bits, at as u64).first().is_some_and(|i| {
+            i.mnemonic() == Mnemonic::Push && i.op0_register().is_segment_register()
+        })
+    })
 }
 
 /// Whether `got` ended with #GP at an instruction that UMIP forbids: the host may know no UMIP, and if it

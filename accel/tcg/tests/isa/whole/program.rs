@@ -103,6 +103,12 @@ impl Program {
     pub fn undefined_flags(&self) -> Option<Vec<u64>> {
         let n = self.items.len();
         let mut before = vec![0u64; n + 1];
+        // A return goes behind any call: one may jump into what another has called.
+        let is_call = |i: &Item| {
+            matches!(i.insn.flow_control(), FlowControl::Call | FlowControl::IndirectCall)
+        };
+        let calls = self.items.iter().enumerate().filter(|(_, item)| is_call(item));
+        let returns: Vec<usize> = calls.map(|(i, _)| i + 1).collect();
         let mut changed = true;
         while changed {
             changed = false;
@@ -120,6 +126,9 @@ impl Program {
                 let branch = kind != FlowControl::Next;
                 if let Some(t) = item.target.filter(|_| branch).or(item.flow) {
                     flow(t);
+                }
+                if kind == FlowControl::Return {
+                    returns.iter().for_each(|&to| flow(to));
                 }
             }
         }
