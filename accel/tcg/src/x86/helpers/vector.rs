@@ -109,6 +109,24 @@ fn elements(active: u64) -> impl Iterator<Item = u64> {
     })
 }
 
+/// The linear address of the `len` bytes at `at` of the operand at `addr`: outside 64-bit code, beyond
+/// 4 GiB, #GP(0) where segments are flat, as that is their limit, and from 0 on where a segment's base
+/// leads there.
+///
+/// # Errors
+/// #GP(0), which [`crate::x86::stack_fault`] makes #SS(0) of.
+fn element_at(env: &Env, addr: u64, at: u64, len: u64) -> Result<u64, Exception> {
+    let mode = Mode::from_bits_retain(env.core.mode);
+    let to = addr.wrapping_add(at);
+    if mode.contains(Mode::CODE64) {
+        return Ok(to);
+    }
+    if to.saturating_add(len) > 1 << 32 && !mode.contains(Mode::SEGMENTED) {
+        return Err(Exception { addr: Some(addr), ..Exception::gp(0) });
+    }
+    Ok(to & u64::from(u32::MAX))
+}
+
 /// A host pointer for the memory operand at `addr` that `masked_what` ([`Masked`]) describes, under
 /// the mask `masked_bits`. Faults only for active elements. A store that goes to the bounce buffer
 /// leaves [`MASKED`], and [`masked_end`] follows it.
@@ -131,7 +149,7 @@ pub fn masked_pointer(env: &mut Env, addr: u64) -> Result<u64, Exception> {
     }
     for n in elements(active) {
         let at = (n as usize) << m.elem_log2;
-        let from = addr.wrapping_add(at as u64);
+        let from = element_at(env, addr, at as u64, elem as u64)?;
         if m.write {
             env.probe_write(from, elem as u64, m.mmu_idx)?;
         } else {
@@ -157,7 +175,7 @@ pub fn masked_end(env: &mut Env) -> Result<(), Exception> {
     let data = env.core.bounce_buf.data;
     for n in elements(m.active(bits)) {
         let at = (n as usize) << m.elem_log2;
-        let to = addr.wrapping_add(at as u64);
+        let to = element_at(env, addr, at as u64, elem as u64)?;
         env.write_bytes(to, &data[at..at + elem], m.mmu_idx)?;
     }
     Ok(())
@@ -174,7 +192,7 @@ pub extern "C" fn maskmovdqu(env: *mut Env, addr: u64, what: u64) -> u64 {
     let bits = (0..16).fold(0, |b, i| b | u64::from(mask[i] >> 7) << i);
     let store = |env: &mut Env, really: bool| {
         for n in elements(bits) {
-            let to = addr.wrapping_add(n);
+            let to = element_at(env, addr, n, 1)?;
             if really {
                 env.write_u8(to, data[n as usize], mmu_idx)?;
             } else {
@@ -452,6 +470,18 @@ mod tests {
         assert!(run(&mut b, Masked { write: true, ..m }, 1 << 40, 0).is_ok());
         assert_eq!(b.env().core.bounce, MASKED);
         assert!(masked_end(b.env()).is_ok());
+    }
+
+    #[test]
+    fn flat_segments_end_at_4_gib_for_elements_too() {
+        let mut b = Bench::new();
+        b.protected(0);
+        let m = Masked { log2: 5, elem_log2: 2, mmu_idx: 1, ..Masked::default() };
+        let e = run(&mut b, m, 0xffff_fff0, 0x10).unwrap_err();
+        assert_eq!((e.vector, e.addr), (vector::GP, Some(0xffff_fff0)));
+        let e = run(&mut b, m, 0xffff_ffed, 0x10).unwrap_err();
+        assert_eq!(e.vector, vector::GP);
+        assert!(run(&mut b, m, 0xffff_fff0, 0x08).is_ok());
     }
 
     #[test]

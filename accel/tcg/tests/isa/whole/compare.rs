@@ -6,7 +6,7 @@ use super::host::{AMD, Host};
 use super::layout::{DATA_LEN, Memory};
 use super::program::Program;
 use super::state::{NAMES, Outcome, Trap};
-use iced_x86::Mnemonic;
+use iced_x86::{FlowControl, Mnemonic};
 use std::fmt::Write;
 use tandem_tcg::BackendKind;
 use tandem_tcg::x86::bits::rflags::{ARITH, TF};
@@ -91,6 +91,12 @@ impl Lab {
         }
         // A jump to nowhere: everything may be undefined by then.
         let mut ignored = done.map_or(ARITH, |i| undefined[i]);
+        // A return may lead anywhere: its address may have been changed, or none at all.
+        for (item, flags) in p.items.iter().zip(&undefined) {
+            if item.insn.flow_control() == FlowControl::Return {
+                ignored |= flags;
+            }
+        }
         if want.trap.vector == vector::DE {
             ignored = ARITH;
         }

@@ -209,8 +209,8 @@ impl Sides<'_> {
     /// (SDM vol. 3A, Limit Checking): on Intel's processors they wrap, and neither end is mapped.
     fn wrap(&mut self) {
         let (want, got) = (self.want, &mut *self.got);
-        let wraps = want.trap.vector == vector::PF && want.trap.addr as u32 > u32::MAX - 64
-            || want.trap.vector == vector::AC;
+        let near = (want.trap.addr as u32).wrapping_add(64) < 128;
+        let wraps = want.trap.vector == vector::PF && near || want.trap.vector == vector::AC;
         let beyond = matches!(got.trap.vector, vector::GP | vector::SS) && got.trap.error == 0;
         if want.state.rip == got.state.rip && wraps && beyond {
             got.trap = want.trap;
