@@ -118,7 +118,7 @@ impl Env {
         if len <= room {
             return self.read_piece(addr, len, mmu_idx);
         }
-        self.inside_flat(addr, len as u64)?;
+        self.inside(addr, len as u64)?;
         let lo = self.read_piece(addr, room, mmu_idx)?;
         let hi = self.read_piece(self.wrap(addr, room as u64), len - room, mmu_idx)?;
         Ok(lo | hi << (8 * room))
@@ -129,7 +129,7 @@ impl Env {
         if len <= room {
             return self.write_piece(addr, v, len, mmu_idx);
         }
-        self.inside_flat(addr, len as u64)?;
+        self.inside(addr, len as u64)?;
         let next = self.wrap(addr, room as u64);
         self.clear_code(addr, len as u64, mmu_idx)?;
         self.write_piece(addr, v, room, mmu_idx)?;
@@ -142,15 +142,18 @@ impl Env {
         if self.cpu.efer & 1 << 10 != 0 { a } else { a & 0xffff_ffff }
     }
 
-    /// Where segments are flat and 32 bits wide, #GP(0) for an access that runs over their limit: the
-    /// only one that no check in line has caught.
-    fn inside_flat(&self, addr: u64, len: u64) -> Result<(), Exception> {
+    /// #GP(0) for an access that begins inside the address space and runs over its edge: over the limit
+    /// of flat 32-bit segments, or into addresses that are not canonical. No check in line catches these,
+    /// and they come before the page faults of what is inside.
+    fn inside(&self, addr: u64, len: u64) -> Result<(), Exception> {
         let mode = Mode::from_bits_retain(self.core.mode);
-        let over = addr <= u64::from(u32::MAX) && addr.saturating_add(len) > 1 << 32;
-        if over && !mode.intersects(Mode::CODE64 | Mode::SEGMENTED) {
-            return Err(Exception { addr: Some(addr), ..Exception::gp(0) });
-        }
-        Ok(())
+        let over = if mode.contains(Mode::CODE64) {
+            !self.canonical(addr.wrapping_add(len.max(1) - 1))
+        } else {
+            let flat = !mode.contains(Mode::SEGMENTED);
+            flat && addr <= u64::from(u32::MAX) && addr.saturating_add(len) > 1 << 32
+        };
+        if over { Err(Exception { addr: Some(addr), ..Exception::gp(0) }) } else { Ok(()) }
     }
 
     /// Reads 1, 2, 4 or 8 bytes, zero-extended.
@@ -196,7 +199,7 @@ impl Env {
 
     /// Reads any number of bytes.
     pub fn read_bytes(&mut self, addr: u64, buf: &mut [u8], mmu_idx: u8) -> Result<(), Exception> {
-        self.inside_flat(addr, buf.len() as u64)?;
+        self.inside(addr, buf.len() as u64)?;
         let mut at = addr;
         let mut rest = buf;
         while !rest.is_empty() {
@@ -248,7 +251,7 @@ impl Env {
 
     /// Faults as a write of `len` bytes would, and writes nothing.
     pub fn probe_write(&mut self, addr: u64, len: u64, mmu_idx: u8) -> Result<(), Exception> {
-        self.inside_flat(addr, len)?;
+        self.inside(addr, len)?;
         let mut done = 0;
         while done < len {
             let at = self.wrap(addr, done);
