@@ -220,6 +220,26 @@ fn flags_stay_in_the_flags_register() {
     );
 }
 
+/// Flags that were saved as an image are not saved a second time.
+#[test]
+fn an_image_of_the_flags_serves_conditions() {
+    let code = compile(
+        "insn 0x1000 3
+         v0 = get %rax
+         v1 = get %rbx
+         f2 = sub v0, v1
+         v3 = flagsimg f2
+         put %m0, v3
+         brcc.b f2, goto 0x2000 near
+         v4 = setcc.l f2
+         put %rcx, v4
+         exit goto 0x1003 near",
+    );
+    let end = code.iter().position(|l| l.starts_with("jmp")).expect("an end");
+    let saved = code[..end].iter().filter(|l| l.starts_with("pushf")).count();
+    assert_eq!(saved, 1, "{}", code.join("\n"));
+}
+
 /// Prints the code; run by hand: `cargo test --test code -- --ignored --nocapture`.
 #[test]
 #[ignore = "prints code"]

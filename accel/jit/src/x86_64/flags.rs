@@ -203,9 +203,20 @@ impl Gen {
             FlagsAt::Cond(_) | FlagsAt::Nowhere => debug_assert!(false, "flags image is lost"),
         }
         self.release(fl);
+        let more = self.vals[fl.index()].uses != 0;
+        let in_image = s.flags == FlagsAt::Eflags && more && self.wants(inst.dst);
+        if in_image {
+            // Who else wants the flags finds them in the image: they need not be saved as well.
+            self.flags_now = NOVAL;
+        }
         self.clobber();
         self.a.alu_i(Alu::And, W32, Rm::R(r), FLAGS_MASK as i32);
         self.define(inst.dst, r, 12);
+        if in_image {
+            self.st(fl.0).flags = FlagsAt::Value(inst.dst.0);
+            let image = self.st(inst.dst.0);
+            image.uses = image.uses.saturating_add(1);
+        }
     }
     /// `ImgFlags`: nothing is emitted until a consumer comes.
     pub(super) fn img_flags(&mut self, inst: &Inst) {
