@@ -85,6 +85,35 @@ fn flags_survive_a_detour_through_a_global() {
 }
 
 #[test]
+fn a_flag_put_into_an_image_is_read_back() {
+    check(
+        "v0 = get %rax
+         v1 = get %rbx
+         f2 = sub v0, v1
+         v3 = setcc.b f2
+         v4 = const 0xb
+         v5 = shl.w32 v3, v4
+         f6 = imgflags v5
+         v7 = setcc.o f6
+         v8 = setcc.no f6
+         put %rax, v7
+         put %rbx, v8
+         exit leave 0x1",
+        "v0 = get %rax
+         v1 = get %rbx
+         f2 = sub v0, v1
+         v3 = setcc.b f2
+         v4 = const 0xb
+         v5 = shl.w32 v3, v4
+         f6 = imgflags v5
+         v8 = setcc.no f6
+         put %rax, v3
+         put %rbx, v8
+         exit leave 0x1",
+    );
+}
+
+#[test]
 fn extensions_of_clean_values_go() {
     check(
         "v0 = get %rax

@@ -40,6 +40,7 @@ impl Fold<'_> {
                 Rewrite::Keep
             }
             Op::ImgFlags => self.img_flags(inst),
+            Op::SetCc => self.set_cc(inst),
             Op::SelCc => self.sel_cc(inst),
             Op::BrCc => self.br_cc(inst),
             _ => Rewrite::Keep,
@@ -293,6 +294,23 @@ impl Fold<'_> {
                 self.forward_flags(inst.fl, def.ins[0]);
                 Rewrite::Drop
             }
+            _ => Rewrite::Keep,
+        }
+    }
+
+    /// A flag that was put into an image is read back.
+    fn set_cc(&mut self, inst: &mut Inst) -> Rewrite {
+        let cond = Cond::from_code(inst.cond);
+        let image = self.def(inst.ins[0]).filter(|d| d.op == Op::ImgFlags);
+        let flag = image.and_then(|d| self.def(d.ins[0])).filter(|d| {
+            d.op == Op::Shl
+                && d.w >= Width::W32
+                && self.bits(d.ins[0]) <= 1
+                && self.known(d.ins[1]).is_some_and(|n| n < 32 && 1 << n == cond.reads())
+        });
+        match flag {
+            // Odd conditions are negated ones.
+            Some(d) if inst.cond & 1 == 0 => Rewrite::Copy(d.ins[0]),
             _ => Rewrite::Keep,
         }
     }

@@ -19,6 +19,8 @@ pub(super) struct FlagState {
     rest: Val,
     /// The operation word, if known.
     op: Option<u64>,
+    /// While it is not: the last patch of it, `keep` and `word` of [`Translator::patch_op`].
+    patch: Option<(u64, u64)>,
     /// The description in `Env` is current: no write of it is pending.
     in_env: bool,
     /// Nobody can see the flags that the current instruction sets.
@@ -32,6 +34,7 @@ impl Default for FlagState {
             of: Val::NONE,
             rest: Val::NONE,
             op: None,
+            patch: None,
             in_env: true,
             dead: false,
         }
@@ -117,7 +120,7 @@ impl Translator<'_> {
                 self.put_unless(same, g, v);
             }
         }
-        self.cc.op = None;
+        (self.cc.op, self.cc.patch) = (None, None);
     }
 
     /// A helper has changed the flags in `Env`.
@@ -170,7 +173,7 @@ impl Translator<'_> {
         let op = self.b.selcc(Width::W64, Cond::E, same, old, new);
         self.b.put(global::CC_OP, op);
         self.put_unless(same, global::CC_OVER, dst);
-        self.cc.op = None;
+        (self.cc.op, self.cc.patch) = (None, None);
     }
 
     /// The flags `changed` (CF, OF or both) have become those of `fl`; the others stay.
@@ -221,14 +224,17 @@ impl Translator<'_> {
     fn put_op(&mut self, word: u64) {
         let v = self.b.iconst(word);
         self.b.put(global::CC_OP, v);
-        self.cc.op = Some(word);
+        (self.cc.op, self.cc.patch) = (Some(word), None);
         self.cc.in_env = false;
     }
 
     fn patch_op(&mut self, keep: u64, word: u64) {
         match self.cc.op {
             Some(old) => self.put_op(old & keep | word),
+            // The same again changes nothing: chains of ADCX and ADOX.
+            None if self.cc.patch == Some((keep, word)) => self.cc.in_env = false,
             None => {
+                self.cc.patch = Some((keep, word));
                 let new = self.patched(keep, word);
                 self.b.put(global::CC_OP, new);
                 self.cc.in_env = false;
