@@ -22,7 +22,6 @@ mod sequences;
 #[cfg(target_arch = "x86_64")]
 mod show;
 #[cfg(target_arch = "x86_64")]
-mod speed;
 #[cfg(target_arch = "x86_64")]
 mod system;
 #[cfg(target_arch = "x86_64")]
