@@ -63,6 +63,11 @@ pub enum CompileError {
 pub trait Backend: Send + Sync {
     /// Its name: `x86_64`, `interp`.
     fn name(&self) -> &'static str;
+    /// Whether compilers skip instructions without effect whose results nobody uses, so that nobody
+    /// needs to remove them before ([`crate::opt::Passes::tidy`]).
+    fn skips_dead_code(&self) -> bool {
+        false
+    }
     /// A compiler for one thread; keeps its allocations between blocks.
     fn compiler(&self) -> Box<dyn Compiler>;
     /// Runs code on `env` until it leaves; returns the leave code.

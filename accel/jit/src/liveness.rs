@@ -12,7 +12,7 @@ use crate::target::Target;
 
 /// No hint, no condition.
 pub(crate) const NONE: u8 = 0xff;
-/// `conds`: the flags value has uses that are not one condition.
+/// `cond`: the flags value has uses that are not one condition.
 pub(crate) const MIXED: u8 = 0xfe;
 /// No instruction.
 pub(crate) const NO_INST: u32 = u32::MAX;
@@ -40,17 +40,29 @@ impl VecUse {
     }
 }
 
+/// The future of a value.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Future {
+    /// Number of uses.
+    pub uses: u16,
+    /// Pinned global to compute it into, or [`NONE`].
+    pub hint: u8,
+    /// Of a flags value: the one condition that all uses test (bit 0 cleared), [`MIXED`], or
+    /// [`NONE`].
+    pub cond: u8,
+    /// The `Deposit` at bit 0 that puts it into its hinted global, or [`NO_INST`].
+    pub merge: u32,
+}
+
+impl Future {
+    const UNUSED: Future = Future { uses: 0, hint: NONE, cond: NONE, merge: NO_INST };
+}
+
 /// Result of the pass; reused between blocks.
 #[derive(Default)]
 pub(crate) struct Liveness {
-    /// By value: number of uses.
-    pub uses: Vec<u16>,
-    /// By value: pinned global to compute it into, or [`NONE`].
-    pub hints: Vec<u8>,
-    /// By flags value: the one condition that all uses test (bit 0 cleared), [`MIXED`], or [`NONE`].
-    pub conds: Vec<u8>,
-    /// By value: the `Deposit` at bit 0 that puts it into its hinted global, or [`NO_INST`].
-    pub merges: Vec<u32>,
+    /// By value.
+    pub vals: Vec<Future>,
     /// By instruction: not to be emitted.
     pub dead: Vec<bool>,
     /// By instruction: those of the first 64 globals whose content is of no use to anybody there.
@@ -81,15 +93,8 @@ pub(crate) fn observes(block: &Block, inst: &Inst) -> bool {
 impl Liveness {
     /// Runs the pass over `block`.
     pub(crate) fn run(&mut self, target: &Target, block: &Block) {
-        let n = block.nvals as usize;
-        self.uses.clear();
-        self.uses.resize(n, 0);
-        self.hints.clear();
-        self.hints.resize(n, NONE);
-        self.conds.clear();
-        self.conds.resize(n, NONE);
-        self.merges.clear();
-        self.merges.resize(n, NO_INST);
+        self.vals.clear();
+        self.vals.resize(block.nvals.into(), Future::UNUSED);
         self.dead.clear();
         self.dead.resize(block.insts.len(), false);
         self.unseen.clear();
@@ -99,6 +104,9 @@ impl Liveness {
         self.vector = VecUse::None;
         let mut walk = Walk { epoch: 1, observed: [u64::MAX; 4] };
         for (i, inst) in block.insts.iter().enumerate().rev() {
+            if inst.op == Op::InsnStart {
+                continue;
+            }
             let behind = walk.observed[0];
             self.step(block, i, inst, &mut walk);
             if !observes(block, inst) {
@@ -108,7 +116,7 @@ impl Liveness {
     }
 
     fn used(&self, v: Val) -> bool {
-        v.is_some() && self.uses[v.index()] != 0
+        self.vals.get(v.index()).is_some_and(|f| f.uses != 0)
     }
 
     fn step(&mut self, block: &Block, i: usize, inst: &Inst, walk: &mut Walk) {
@@ -133,8 +141,8 @@ impl Liveness {
                     return;
                 }
                 self.pending[g] = (inst.ins[0], walk.epoch);
-                self.hints[inst.ins[0].index()] = g as u8;
-                self.merges[inst.ins[0].index()] = NO_INST;
+                let f = &mut self.vals[inst.ins[0].index()];
+                (f.hint, f.merge) = (g as u8, NO_INST);
             }
             Op::Get => {
                 walk.observed[g >> 6] |= 1 << (g & 63);
@@ -159,52 +167,49 @@ impl Liveness {
             let on = if inst.op == Op::BrCc { walk.observed[0] } else { 0 };
             walk.observed = [!dead | on, u64::MAX, u64::MAX, u64::MAX];
         }
-        for (slot, &v) in info.ins.iter().zip(&inst.ins) {
-            if !v.is_some() {
-                continue;
-            }
-            let uses = &mut self.uses[v.index()];
-            *uses = uses.saturating_add(1);
+        for (slot, &v) in info.ins.iter().zip(inst.inputs()) {
+            let Some(f) = self.vals.get_mut(v.index()) else { continue };
+            f.uses = f.uses.saturating_add(1);
             if matches!(slot, Slot::Flags | Slot::OptFlags) {
-                self.note_condition(inst, v);
+                f.note_condition(inst);
             }
         }
         if inst.op == Op::Deposit && inst.aux == 0 && inst.w <= Width::W16 {
-            let hint = self.hints[inst.dst.index()];
+            let hint = self.vals[inst.dst.index()].hint;
             if hint != NONE {
-                self.merges[inst.ins[1].index()] = i as u32;
                 // The hint travels to the value that is merged; `settle` checks it there.
-                self.hints[inst.ins[1].index()] = hint;
+                let f = &mut self.vals[inst.ins[1].index()];
+                (f.hint, f.merge) = (hint, i as u32);
             }
         }
     }
 
     /// At the definition of `v`: keeps its hint only if nothing observed the global in between.
     fn settle(&mut self, block: &Block, v: Val, epoch: u32) {
-        let i = v.index();
-        let hint = self.hints[i];
-        if hint == NONE {
-            self.merges[i] = NO_INST;
+        let f = &mut self.vals[v.index()];
+        if f.hint == NONE {
+            f.merge = NO_INST;
             return;
         }
-        let (pending, at) = self.pending[hint as usize];
-        let wanted = match self.merges[i] {
+        let (pending, at) = self.pending[f.hint as usize];
+        let wanted = match f.merge {
             NO_INST => v,
             deposit => block.insts[deposit as usize].dst,
         };
         if at != epoch || pending != wanted {
-            self.hints[i] = NONE;
-            self.merges[i] = NO_INST;
+            (f.hint, f.merge) = (NONE, NO_INST);
         }
     }
+}
 
-    fn note_condition(&mut self, inst: &Inst, v: Val) {
+impl Future {
+    fn note_condition(&mut self, inst: &Inst) {
         let cond = match inst.op {
             Op::BrCc | Op::SetCc | Op::SelCc => inst.cond & 14,
             Op::Adc | Op::Sbb | Op::Inc | Op::Dec => 2,
             _ => MIXED,
         };
-        let known = &mut self.conds[v.index()];
+        let known = &mut self.cond;
         *known = if *known == NONE || *known == cond { cond } else { MIXED };
     }
 }

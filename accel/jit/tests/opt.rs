@@ -11,7 +11,10 @@ fn check(before: &str, after: &str) {
     let target = target();
     let mut block = parse(before, &target).unwrap_or_else(|e| panic!("{e}"));
     Verifier::default().check(&block, &target).unwrap_or_else(|e| panic!("{e}"));
-    Passes::default().run(&mut block, &target);
+    let mut passes = Passes::default();
+    passes.run(&mut block, &target);
+    Verifier::default().check(&block, &target).unwrap_or_else(|e| panic!("{e}"));
+    passes.tidy(&mut block, &target);
     Verifier::default().check(&block, &target).unwrap_or_else(|e| panic!("{e}"));
     let got: Vec<String> =
         block.listing(Some(&target)).to_string().lines().skip(1).map(str::to_string).collect();

@@ -152,6 +152,11 @@ fn disassemble(out: &mut String, bitness: u32, ip: u64, bytes: &[u8]) {
     }
 }
 
+/// Whether the next [`optimised`] block is logged.
+pub fn wants_optimised() -> bool {
+    on(Items::OP_OPT) && !HOLD.load(Ordering::Relaxed)
+}
+
 /// A block has been translated; `vpage_of` gives the virtual page of a physical one.
 pub fn translated(
     env: &Env,
@@ -192,7 +197,7 @@ pub fn translated(
 
 /// A block has been optimised.
 pub fn optimised(block: &Block, target: &Target) {
-    if on(Items::OP_OPT) && !HOLD.load(Ordering::Relaxed) {
+    if wants_optimised() {
         write(&format!("OP after optimisation:\n{}\n", block.listing(Some(target))));
     }
 }

@@ -104,6 +104,11 @@ pub struct Inst {
 }
 
 impl Inst {
+    /// The input slots that the operation has; optional ones may be empty.
+    #[inline]
+    pub fn inputs(&self) -> &[Val] {
+        &self.ins[..self.op.inputs()]
+    }
     /// Displacement of the address, for the operations that have one.
     pub const fn disp(&self) -> i64 {
         if let Op::NativeMem = self.op { self.imm as i32 as i64 } else { self.imm as i64 }

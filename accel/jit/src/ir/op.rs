@@ -397,7 +397,29 @@ ops! {
     Exit "exit" (n n n) (o n n n) TERM | SIDE;
 }
 
+/// By operation: how many of the input slots a, b, c, d it may use, which are the first ones.
+static INPUTS: [u8; Op::ALL.len()] = {
+    let mut n = [0; Op::ALL.len()];
+    let mut i = 0;
+    while i < n.len() {
+        let mut k = 0;
+        while k < 4 {
+            if !matches!(OPS[i].ins[k], Slot::None) {
+                n[i] = k as u8 + 1;
+            }
+            k += 1;
+        }
+        i += 1;
+    }
+    n
+};
+
 impl Op {
+    /// How many input slots an instruction with this operation has, at most 4: the first ones.
+    #[inline]
+    pub fn inputs(self) -> usize {
+        usize::from(INPUTS[self as usize]).min(4)
+    }
     /// The row of this operation.
     #[inline]
     pub fn info(self) -> &'static OpInfo {

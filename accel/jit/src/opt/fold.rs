@@ -6,6 +6,7 @@
 
 use super::Info;
 use super::rules::Rewrite;
+use super::sweep::drop_flags_input;
 use crate::ir::eval::{Args, eval, is_pure};
 use crate::ir::{Block, Inst, LD_SX32, LD_SX64, Op, Slot, Val, Width};
 use crate::target::Target;
@@ -26,6 +27,11 @@ pub(super) fn fold(block: &mut Block, target: &Target, vals: &mut [Info], global
     let mut f = Fold { vals, globals, target, done: 0, insts: &mut block.insts };
     for at in 0..end {
         let mut inst = f.insts[at];
+        if inst.op == Op::InsnStart {
+            f.insts[f.done] = inst;
+            f.done += 1;
+            continue;
+        }
         f.replace_inputs(&mut inst);
         match f.rewrite(&mut inst) {
             Rewrite::Keep => f.keep(inst),
@@ -95,7 +101,7 @@ impl Fold<'_> {
 
     /// Uncounts the uses that a removed instruction made.
     fn release_inputs(&mut self, inst: &Inst) {
-        for v in inst.ins {
+        for &v in inst.inputs() {
             self.release(v);
         }
     }
@@ -114,18 +120,17 @@ impl Fold<'_> {
     }
 
     fn replace_inputs(&mut self, inst: &mut Inst) {
-        for k in 0..4 {
-            let v = inst.ins[k];
-            if !v.is_some() {
-                continue;
+        for k in 0..inst.op.inputs() {
+            let Some(mut info) = self.vals.get(inst.ins[k].index()) else { continue };
+            if info.same_as.is_some() {
+                inst.ins[k] = info.same_as;
+                info = &self.vals[info.same_as.index()];
             }
-            let to = self.vals[v.index()].same_as;
-            if to.is_some() {
-                inst.ins[k] = to;
-            }
-            let bits = read_bits(inst, k);
-            if bits < 64 {
-                self.look_through(inst, k, bits);
+            if info.extends && info.uses == 1 {
+                let bits = read_bits(inst, k);
+                if bits < 64 {
+                    self.look_through(inst, k, bits);
+                }
             }
         }
     }
@@ -159,6 +164,14 @@ impl Fold<'_> {
                 return Rewrite::Keep;
             }
             _ => {}
+        }
+        if matches!(inst.op, Op::Shl | Op::Shr | Op::Sar | Op::Rol | Op::Ror | Op::Shld | Op::Shrd)
+        {
+            let old = inst.ins[3];
+            drop_flags_input(inst, self.vals);
+            if !inst.ins[3].is_some() {
+                self.release(old);
+            }
         }
         match self.apply_rules(inst) {
             Rewrite::Keep => {}
@@ -199,14 +212,12 @@ impl Fold<'_> {
 
     /// Computes the results of a pure operation on constants.
     fn evaluate(&mut self, inst: &mut Inst) {
+        if inst.inputs().iter().any(|&v| v.is_some() && self.known(v).is_none()) {
+            return;
+        }
         let mut args = Args { aux: inst.aux, cond: inst.cond, imm: inst.imm, ..Args::default() };
         for (arg, v) in args.ins.iter_mut().zip(inst.ins) {
-            if v.is_some() {
-                match self.known(v) {
-                    Some(k) => *arg = k,
-                    None => return,
-                }
-            }
+            *arg = self.known(v).unwrap_or(0);
         }
         let r = eval(inst.op, inst.w, &args);
         self.learn(inst, r.dst, r.dst2, r.fl);
@@ -233,21 +244,22 @@ impl Fold<'_> {
         let at = self.done;
         self.insts[at] = inst;
         self.done += 1;
-        for v in [inst.dst, inst.dst2, inst.fl] {
-            if v.is_some() {
-                self.vals[v.index()].def = at as u32;
-            }
+        if let Some(info) = self.vals.get_mut(inst.fl.index()) {
+            info.def = at as u32;
         }
-        if inst.op == Op::Const {
-            let info = &mut self.vals[inst.dst.index()];
-            info.known = true;
-            info.constant = inst.imm;
+        if !inst.dst.is_some() && !inst.dst2.is_some() {
+            return;
         }
         let bits = self.result_bits(&inst) as u8;
-        for v in [inst.dst, inst.dst2] {
-            if v.is_some() {
-                self.vals[v.index()].bits = bits;
+        if let Some(info) = self.vals.get_mut(inst.dst2.index()) {
+            (info.def, info.bits) = (at as u32, bits);
+        }
+        if let Some(info) = self.vals.get_mut(inst.dst.index()) {
+            (info.def, info.bits) = (at as u32, bits);
+            if inst.op == Op::Const {
+                (info.known, info.constant) = (true, inst.imm);
             }
+            info.extends = matches!(inst.op, Op::Zext | Op::Sext | Op::Deposit);
         }
     }
 

@@ -1,11 +1,13 @@
 //! Passes over a block: cheap, linear, and without allocation once warm.
 //!
 //! ```text
-//!   sweep ──► fold ──► sweep
-//!   (backwards: dead   (forwards: constants, copies, extensions,   (what folding left dead)
+//!   sweep ──► fold
+//!   (backwards: dead   (forwards: constants, copies, extensions,
 //!    code, flags,       identities, global forwarding, addresses)
 //!    puts; use counts)
 //! ```
+//! What folding leaves without a use stays in the block: a back end that counts uses anyway skips it,
+//! and for the others there is [`Passes::tidy`].
 //!
 //! What always holds: the passes turn a well-formed block into a well-formed block that no guest can
 //! tell from it. Instructions that can fault stay, in their order; at each of them, and at each
@@ -41,6 +43,8 @@ struct Info {
     /// The value that stands for it, or [`Val::NONE`] for itself.
     same_as: Val,
     known: bool,
+    /// It is the result of an extension or insertion.
+    extends: bool,
     /// All bits from this one up are zero.
     bits: u8,
 }
@@ -53,6 +57,7 @@ impl Info {
         demand: 0,
         same_as: Val::NONE,
         known: false,
+        extends: false,
         bits: 64,
     };
 }
@@ -66,6 +71,13 @@ impl Passes {
         self.globals.resize(target.globals.len(), Val::NONE);
         sweep::sweep(block, target, &mut self.vals);
         fold::fold(block, target, &mut self.vals, &mut self.globals);
+    }
+
+    /// Removes what [`Passes::run`] has just left dead in `block`.
+    pub fn tidy(&mut self, block: &mut Block, target: &Target) {
+        for v in &mut self.vals {
+            (v.uses, v.demand) = (0, 0);
+        }
         sweep::sweep(block, target, &mut self.vals);
     }
 }

@@ -81,12 +81,9 @@ static TRAITS: [u8; Op::ALL.len()] = {
     t
 };
 
-/// Removes dead instructions and results; leaves `uses` and `demand` of every value up to date.
+/// Removes dead instructions and results; leaves `uses` and `demand` of every value, which must be
+/// zero before, up to date.
 pub(super) fn sweep(block: &mut Block, target: &Target, vals: &mut [Info]) {
-    for v in vals.iter_mut() {
-        v.uses = 0;
-        v.demand = 0;
-    }
     let mut overwritten = Overwritten::default();
     let end = block.insts.len();
     // Kept instructions gather at the end, in order.
@@ -95,6 +92,11 @@ pub(super) fn sweep(block: &mut Block, target: &Target, vals: &mut [Info]) {
         let inst = &mut block.insts[at];
         let traits = TRAITS[inst.op as usize];
         match inst.op {
+            Op::InsnStart => {
+                keep -= 1;
+                block.insts[keep] = *inst;
+                continue;
+            }
             Op::Put => {
                 if overwritten.has(inst.imm) {
                     continue;
@@ -185,7 +187,7 @@ fn drop_results(inst: &mut Inst, traits: u8, vals: &[Info]) {
 
 /// Drops the flags input of an operation that needs it only to complete its own flags result, if
 /// the flags it would fill in are not looked at.
-fn drop_flags_input(inst: &mut Inst, vals: &[Info]) {
+pub(super) fn drop_flags_input(inst: &mut Inst, vals: &[Info]) {
     let demand = if inst.fl.is_some() { u64::from(vals[inst.fl.index()].demand) } else { 0 };
     // A shift by a count that is known and not zero sets its flags whatever the old ones were.
     let shifts = |count: Val| {
@@ -208,7 +210,7 @@ fn drop_flags_input(inst: &mut Inst, vals: &[Info]) {
 
 /// Counts the instruction's inputs as uses and passes on its demand for flags.
 fn count_uses(inst: &Inst, traits: u8, vals: &mut [Info]) {
-    for v in inst.ins {
+    for v in inst.inputs() {
         if let Some(info) = vals.get_mut(v.index()) {
             info.uses = info.uses.saturating_add(1);
         }

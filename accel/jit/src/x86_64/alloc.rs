@@ -14,7 +14,7 @@ use super::frame::*;
 use super::generate::Gen;
 use crate::code::CompileError;
 use crate::ir::{Val, Width};
-use crate::liveness::{NO_INST, NONE};
+use crate::liveness::{Future, NO_INST, NONE};
 
 /// `VState::mem` of a value without a memory copy.
 pub(super) const NOMEM: i32 = i32::MIN;
@@ -362,9 +362,9 @@ impl Gen {
 
     /// The pinned register that `v` should be computed into.
     pub(super) fn hint(&self, v: Val) -> Option<Reg> {
-        let g = self.live.hints[v.index()];
+        let Future { hint: g, merge, .. } = self.live.vals[v.index()];
         // A value on its way into an insertion has that insertion's hint, for the merged form only.
-        if g == NONE || self.live.merges[v.index()] != NO_INST {
+        if g == NONE || merge != NO_INST {
             return None;
         }
         let r = self.pin_reg[g as usize];

@@ -20,7 +20,7 @@ impl Gen {
             return;
         }
         let slot = self.take_slot();
-        let cond = self.live.conds[v as usize];
+        let cond = self.live.vals[v as usize].cond;
         let at = if cond < 16 {
             self.a.setcc(cond, frame(slot));
             FlagsAt::Cond(cond)
@@ -232,7 +232,7 @@ impl Gen {
         if other.is_some() {
             self.load_flags(other);
             self.clobber();
-        } else if self.live.conds[inst.fl.index()] & 14 != CC_B {
+        } else if self.live.vals[inst.fl.index()].cond & 14 != CC_B {
             self.zero_flags();
         } else {
             self.clobber();

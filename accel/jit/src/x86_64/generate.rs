@@ -116,6 +116,8 @@ pub(super) struct Gen {
     pub scratch: u16,
     /// The pinned ones among the first 64 globals.
     pinned: u64,
+    /// By register: offset from `Env` of the word where thunks keep it.
+    pub saved: [i32; 16],
     // ---- places ----
     pub vals: Vec<VState>,
     pub reg_val: [u16; 16],
@@ -158,6 +160,10 @@ impl Gen {
         }
         let scratch = pins.scratch;
         let pinned = pins.global.iter().filter(|&&g| g < 64).fold(0, |set, &g| set | 1 << g);
+        let mut saved = std::array::from_fn(|r| SAVE + 8 * r as i32 - FRAME);
+        for &(r, offset) in &pins.list {
+            saved[r as usize & 15] = offset as i32;
+        }
         Gen {
             cursor: Cursor::EMPTY,
             a: Asm::default(),
@@ -168,6 +174,7 @@ impl Gen {
             pin_reg,
             scratch,
             pinned,
+            saved,
             vals: Vec::new(),
             reg_val: [NOVAL; 16],
             locked: 0,
@@ -192,11 +199,11 @@ impl Gen {
     }
 
     fn start(&mut self, block: &Block, tag: u64) {
-        let uses = &self.live.uses;
+        let uses = self.live.vals.iter().map(|f| f.uses);
         self.vals.clear();
+        self.vals.extend(uses.zip(0..).map(|(u, i)| VState::new(i, u)));
         // Behind the block's own values come the addends of groups.
-        let uses = uses.iter().copied().chain(self.sharing.uses());
-        self.vals.extend(uses.enumerate().map(|(i, u)| VState::new(i as u16, u)));
+        self.vals.extend(self.sharing.uses().zip(block.nvals..).map(|(u, i)| VState::new(i, u)));
         self.reg_val = [NOVAL; 16];
         self.locked = 0;
         self.slots = [0; NSPILL.div_ceil(64)];
@@ -280,6 +287,10 @@ impl Gen {
 
     fn body(&mut self, block: &Block) {
         for (i, inst) in block.insts.iter().enumerate() {
+            if inst.op == Op::InsnStart {
+                self.pc = inst.imm;
+                continue;
+            }
             if self.live.dead[i] {
                 // A dead instruction's operands were not counted; a dead Put merely does nothing.
                 continue;
@@ -304,7 +315,7 @@ impl Gen {
             return;
         }
         for v in [inst.dst, inst.dst2] {
-            let hint = if v.is_some() { self.live.hints[v.index()] } else { NONE };
+            let hint = self.live.vals.get(v.index()).map_or(NONE, |f| f.hint);
             if hint < 64 {
                 unseen &= !(1 << hint);
             }
@@ -317,10 +328,10 @@ impl Gen {
     }
 
     fn find_merge(&self, block: &Block, inst: &Inst) -> Option<Merge> {
-        if !inst.dst.is_some() || self.live.merges[inst.dst.index()] == NO_INST {
+        let at = self.live.vals.get(inst.dst.index())?.merge;
+        if at == NO_INST {
             return None;
         }
-        let at = self.live.merges[inst.dst.index()];
         let deposit = &block.insts[at as usize];
         // The widths agree but for SETcc, whose result fits a byte.
         let fits = if inst.op == Op::SetCc { deposit.w == W8 } else { deposit.w == inst.w };
@@ -341,7 +352,7 @@ impl Gen {
 
     fn inst(&mut self, block: &Block, inst: &Inst) {
         match inst.op {
-            Op::InsnStart => self.pc = inst.imm,
+            Op::InsnStart => {}
             Op::Const => self.set_const(inst.dst, inst.imm),
             Op::Get => self.get(inst.dst, inst.imm as u8),
             Op::Put => self.put(inst.imm as u8, inst.ins[0]),

@@ -101,11 +101,7 @@ impl Gen {
         if self.moved[r as usize] != NOMEM {
             return self.moved[r as usize];
         }
-        let pins = &self.inner.shared.pins;
-        match pins.list.iter().find(|p| p.0 == r) {
-            Some(&(_, off)) => off as i32,
-            None => SAVE + 8 * r as i32 - FRAME,
-        }
+        self.saved[r as usize & 15]
     }
 
     /// Adds the stores of all dirty globals but those in the set `dead` to `stores`; returns their

@@ -217,6 +217,9 @@ impl Backend for X64Backend {
     fn name(&self) -> &'static str {
         "x86_64"
     }
+    fn skips_dead_code(&self) -> bool {
+        true
+    }
     fn compiler(&self) -> Box<dyn Compiler> {
         Box::new(Gen::new(self.inner.clone()))
     }

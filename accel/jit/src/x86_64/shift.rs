@@ -82,7 +82,7 @@ impl Gen {
     }
     /// Whether only the carry of the flags value is ever looked at.
     fn only_carry(&self, fl: Val) -> bool {
-        fl.is_some() && self.live.conds[fl.index()] == CC_B
+        fl.is_some() && self.live.vals[fl.index()].cond == CC_B
     }
 
     /// Forms that need no EFLAGS at all; false if there is none.

@@ -273,10 +273,13 @@ fn translate_into(
     let vpage_of = |p| pages.iter().find(|x| x.ppage == p).map_or(0, |x| x.vpage);
     log::translated(env, key, vpage_of, &ranges, block);
     physical_ranges(end.peeked(), pages, &mut ranges);
+    let tbs = &env.vcpu().tbs;
     engine.passes.run(block, &env.vcpu().target);
-    log::optimised(block, &env.vcpu().target);
-    let tbs = env.vcpu().tbs.clone();
-    let tag = tbs.reserve(key, phys);
+    if !tbs.backend.skips_dead_code() || log::wants_optimised() {
+        engine.passes.tidy(block, &env.vcpu().target);
+        log::optimised(block, &env.vcpu().target);
+    }
+    let tag = tbs.reserve();
     let compiled = match engine.compiler.compile(block, tag) {
         Ok(c) => c,
         Err(CompileError::ArenaFull) => return Err(NoCode::Full),
@@ -286,11 +289,11 @@ fn translate_into(
             return Err(NoCode::Fault(Exception::UD));
         }
     };
-    log::compiled(&tbs, &compiled);
-    let seen: Vec<_> = pages.iter().map(|p| (p.ppage, p.watched)).collect();
+    log::compiled(tbs, &compiled);
+    let seen = pages.iter().map(|p| (p.ppage, p.watched));
     let code = provisional_code(env, pages, &ranges);
     let new = NewTb { key, phys, tag, page2, ranges, code, insns: end.insns, compiled };
-    Ok(tbs.insert(new, block, &seen))
+    Ok(tbs.insert(new, block, seen))
 }
 
 /// The bytes of `ranges`, if some writer of their pages may not have been watched when they were

@@ -125,8 +125,8 @@ struct Page {
 
 #[derive(Default)]
 struct Inner {
-    /// By tag minus `first_tag`.
-    tbs: Vec<Tb>,
+    /// By tag minus `first_tag`; none for tags that are only reserved.
+    tbs: Vec<Option<Box<Tb>>>,
     /// Tag of `tbs[0]`: tags are never reused, so that a stale exit reference finds nothing.
     first_tag: u64,
     pages: WordMap<u64, Page>,
@@ -174,6 +174,9 @@ impl Hasher for WordHasher {
     }
 }
 
+/// Blocks that there is room for from the beginning: a table that grows is moved.
+const BLOCKS: usize = 10_000;
+
 type WordMap<K, V> = HashMap<K, V, BuildHasherDefault<WordHasher>>;
 
 /// The table.
@@ -204,7 +207,7 @@ impl TbCache {
         Arc::new(TbCache {
             backend,
             counters: Counters::default(),
-            table: RwLock::default(),
+            table: RwLock::new(WordMap::with_capacity_and_hasher(BLOCKS, Default::default())),
             inner: Mutex::default(),
             perf_map,
             watch,
@@ -230,7 +233,12 @@ impl TbCache {
     /// Enters a compiled block; `block` is what it was compiled from, and `pages` are its physical
     /// pages with what [`TbCache::watch_page`] said of them. `None` if one of them has been written
     /// since: translate again.
-    pub fn insert(&self, new: NewTb, block: &Block, pages: &[(u64, Watched)]) -> Option<Found> {
+    pub fn insert(
+        &self,
+        new: NewTb,
+        block: &Block,
+        pages: impl IntoIterator<Item = (u64, Watched)>,
+    ) -> Option<Found> {
         let exits = block
             .exits
             .iter()
@@ -243,7 +251,9 @@ impl TbCache {
         let (checked, linked) = (compiled.checked, compiled.linked);
         let found = Found { tag, checked, linked, page2, provisional: code.is_some() };
         let mut inner = self.lock();
-        if pages.iter().any(|(p, w)| inner.pages.get(p).is_none_or(|x| x.writes != w.writes)) {
+        let written =
+            |(p, w): (_, Watched)| inner.pages.get(&p).is_none_or(|x| x.writes != w.writes);
+        if pages.into_iter().any(written) {
             return None;
         }
         for r in &ranges {
@@ -261,7 +271,7 @@ impl TbCache {
             Tb { key, phys, page2, compiled, ranges, code, exits, insns, incoming, valid: true };
         // A flush since the reservation has dropped the tag, and the code with it.
         let slot = tag.checked_sub(inner.first_tag)? as usize;
-        *inner.tbs.get_mut(slot)? = tb;
+        *inner.tbs.get_mut(slot)? = Some(Box::new(tb));
         self.counters.translations.fetch_add(1, Ordering::Relaxed);
         self.counters.insns.fetch_add(insns.into(), Ordering::Relaxed);
         self.table.write().unwrap().insert((key, phys), found);
@@ -298,28 +308,11 @@ impl TbCache {
         Some(found)
     }
 
-    /// Reserves a tag (an empty, invalid block until [`TbCache::insert`]).
-    pub fn reserve(&self, key: TbKey, phys: u64) -> u64 {
+    /// Reserves a tag (which names no block until [`TbCache::insert`]).
+    pub fn reserve(&self) -> u64 {
         let mut inner = self.lock();
-        let tag = inner.first_tag + inner.tbs.len() as u64;
-        inner.tbs.push(Tb {
-            key,
-            phys,
-            page2: None,
-            compiled: Compiled {
-                checked: CodePtr(0),
-                linked: CodePtr(0),
-                range: 0..0,
-                exits: Vec::new(),
-            },
-            ranges: Vec::new(),
-            code: None,
-            exits: Vec::new(),
-            insns: 0,
-            incoming: Vec::new(),
-            valid: false,
-        });
-        tag
+        inner.tbs.push(None);
+        inner.first_tag + inner.tbs.len() as u64 - 1
     }
 
     /// Starts watching a physical page for writes. Called before the page's bytes are read for
@@ -428,7 +421,7 @@ impl TbCache {
         }
         for from in incoming {
             let slot = from.tag().wrapping_sub(inner.first_tag) as usize;
-            if let Some(tb) = inner.tbs.get(slot)
+            if let Some(Some(tb)) = inner.tbs.get(slot)
                 && let Some(Some(site)) = tb.compiled.exits.get(from.index()).copied()
             {
                 self.backend.unlink(site);
@@ -483,10 +476,11 @@ impl Tb {
 
 impl Inner {
     fn get(&self, tag: u64) -> Option<&Tb> {
-        self.tbs.get(tag.checked_sub(self.first_tag)? as usize).filter(|t| t.valid)
+        self.tbs.get(tag.checked_sub(self.first_tag)? as usize)?.as_deref().filter(|t| t.valid)
     }
     fn get_mut(&mut self, tag: u64) -> Option<&mut Tb> {
-        self.tbs.get_mut(tag.checked_sub(self.first_tag)? as usize).filter(|t| t.valid)
+        let slot = tag.checked_sub(self.first_tag)? as usize;
+        self.tbs.get_mut(slot)?.as_deref_mut().filter(|t| t.valid)
     }
     /// The blocks made from some of these bytes, inside one page.
     fn blocks_of(&self, range: &Range) -> Vec<u64> {
@@ -575,7 +569,7 @@ mod tests {
             let new = NewTb {
                 key,
                 phys: 0x5010,
-                tag: tbs.reserve(key, 0x5010),
+                tag: tbs.reserve(),
                 page2: None,
                 ranges: vec![Range { gpa: 0x5010, len: 2 }],
                 code: (!tbs.is_settled(pages[0].1)).then(|| Box::from([0x90, 0xc3])),
@@ -587,7 +581,7 @@ mod tests {
                     exits: Vec::new(),
                 },
             };
-            tbs.insert(new, &Block::default(), &pages).unwrap()
+            tbs.insert(new, &Block::default(), pages).unwrap()
         };
         let found = enter();
         assert!(found.provisional);
