@@ -6,6 +6,7 @@
 
 use super::layout::{CODE, DATA, DATA_LEN, FS_OFFSET, GS_OFFSET, Memory, READ_ONLY_LEN};
 use super::program::{Item, Program};
+use super::start;
 use super::state::{FLAGS, State};
 use crate::forms::{self, BASE};
 use crate::rng::Rng;
@@ -187,7 +188,8 @@ pub fn program(rng: &mut Rng, pools: &Pools) -> Option<Program> {
     b.close(true);
     let items = b.items;
     let offset = if rng.one_in(4) { 0x1000 - rng.below(0x80) } else { 0x200 + rng.below(64) };
-    let mut p = Program { bits, offset, items, state: state(rng, bits), memory: memory(rng) };
+    let mut p =
+        Program { bits, offset, items, state: start::state(rng, bits), memory: start::memory(rng) };
     // Instructions that read undefined flags, or that have no encoding, go.
     let mut i = 0;
     while i < p.items.len() {
@@ -507,7 +509,7 @@ impl Builder<'_> {
             return;
         }
         let m = MemoryOperand::with_base_displ_size(r, 0x40, size);
-        let v = mxcsr(self.rng) as i32;
+        let v = start::mxcsr(self.rng) as i32;
         self.add(Instruction::with2(Code::Mov_rm32_imm32, m, v));
         self.add(Instruction::with1(code, m));
     }
@@ -792,76 +794,4 @@ fn jcc(cc: u64, near: bool, bits: u32) -> Code {
     let first = if near { Code::Jo_rel8_16 } else { Code::Jo_rel16 };
     let n = first as usize + 3 * cc as usize + bits.trailing_zeros() as usize - 4;
     Code::try_from(n).unwrap_or(Code::INVALID)
-}
-
-fn mxcsr(rng: &mut Rng) -> u32 {
-    // Rounding, flush-to-zero, denormals-are-zero, old status flags.
-    let mut v = 0x1f80 | rng.bits() as u32 & 0x6000;
-    if rng.one_in(4) {
-        v |= rng.bits() as u32 & 0x803f | 0x40;
-    }
-    if rng.one_in(8) {
-        v &= !(rng.bits() as u32 & 0x1f80);
-    }
-    v
-}
-
-fn state(rng: &mut Rng, bits: u32) -> State {
-    let mut regs = if bits == 64 { forms::registers(rng) } else { forms::registers32(rng) };
-    forms::narrow(&mut regs, bits);
-    let mut s = State { gpr: regs.gpr, flags: regs.flags, ..State::default() };
-    if !rng.one_in(4) {
-        s.gpr[3] &= !63;
-    }
-    if bits < 64 {
-        s.gpr[8..].fill(0);
-    }
-    for (bit, n) in
-        [(rflags::DF, 8), (rflags::AC, 16), (rflags::ID, 4), (rflags::NT, 16), (rflags::TF, 100)]
-    {
-        if rng.one_in(n) {
-            s.flags |= bit;
-        }
-    }
-    if bits == 64 {
-        s.fs_gs = [DATA + FS_OFFSET, DATA + GS_OFFSET];
-    }
-    let v = vector::random_vectors(rng);
-    s.zmm = v.zmm;
-    s.k = v.k;
-    s.mxcsr = mxcsr(rng);
-    if bits < 64 {
-        s.zmm[8..].fill([0; 64]);
-    }
-    let unit = x87::unit(rng);
-    (s.cw, s.sw, s.tags, s.st) = (unit.cw, unit.sw, unit.tags, unit.st);
-    if rng.one_in(3) {
-        // As MMX code has it.
-        s.sw &= !0x3800;
-        s.cw |= 0x3f;
-        for st in &mut s.st {
-            st[..8].copy_from_slice(&rng.value().to_le_bytes());
-        }
-    }
-    if rng.one_in(24) {
-        // An exception is pending.
-        s.sw |= rng.bits() as u16 & 0x3f;
-        if s.sw & !s.cw & 0x3f != 0 {
-            s.sw |= 0x8080;
-        }
-    }
-    s
-}
-
-fn memory(rng: &mut Rng) -> Memory {
-    let mut m = Memory::default();
-    for chunk in m.data.chunks_mut(64).chain(m.read_only.chunks_mut(64)) {
-        vector::fill(rng, chunk);
-        if rng.one_in(4) {
-            for c in chunk.chunks_mut(16) {
-                c[..10].copy_from_slice(&x87::number(rng));
-            }
-        }
-    }
-    m
 }

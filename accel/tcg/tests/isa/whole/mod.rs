@@ -23,6 +23,7 @@ mod host;
 mod layout;
 mod program;
 mod shrink;
+mod start;
 mod state;
 
 /// Runs the ignored test `name` in a process of its own.
