@@ -1,5 +1,6 @@
 //! Linux from virtio-blk disks: what the guest wrote is there at the next boot, in raw and in qcow2
-//! images, and the file system is clean; and a Debian system made by scripts/make-disk.
+//! images, and the file system is clean; and a Debian system made by scripts/make-disk, as a kernel's
+//! root and through firmware and GRUB.
 
 mod vm;
 
@@ -145,14 +146,20 @@ fn a_qcow2_disk() {
     assert!(said.contains("data written"), "{said}");
 }
 
+/// The Debian image; says how to make it.
+fn debian() -> Option<String> {
+    let image = guest_file("debian.raw").map(|i| i.display().to_string());
+    if image.is_none() {
+        skip("guest debian.raw is missing; run scripts/make-disk");
+    }
+    image
+}
+
 #[test]
 fn debian_to_a_login() {
     let Some(guest) = kernel() else { return };
-    let Some(image) = guest_file("debian.raw") else {
-        skip("guest debian.raw is missing; run scripts/make-disk");
-        return;
-    };
-    let drive = format!("file={},format=raw,snapshot=on", image.display());
+    let Some(image) = debian() else { return };
+    let drive = format!("file={image},format=raw,snapshot=on");
     let append = "console=ttyS0 quiet root=/dev/vda3 panic=-1";
     let words = ["--accel", "tcg", "-m", "512M", "--kernel", &guest.0, "--initrd", &guest.1];
     let mut t = Terminal::prepare();
@@ -172,4 +179,110 @@ fn debian_to_a_login() {
     }
     t.send(b"poweroff\n");
     assert_eq!(t.wait(LIMIT).code(), Some(0), "{}", t.seen);
+}
+
+/// A machine that starts with firmware (`words`) and a disk.
+struct Booted(Terminal);
+
+impl Booted {
+    fn new(words: &[&str]) -> Booted {
+        let mut t = Terminal::prepare();
+        t.spawn(run(&["--accel", "tcg", "-m", "512M"]).args(words));
+        let mut b = Booted(t);
+        b.log_in();
+        b
+    }
+
+    /// GRUB, the kernel, a login.
+    fn log_in(&mut self) {
+        self.0.seen.clear();
+        self.0.expect("Booting `Debian'", LIMIT);
+        self.0.expect("login: ", LIMIT);
+        self.0.send(b"root\n");
+        self.0.expect("guest:~# ", LIMIT);
+    }
+
+    fn ask(&mut self, command: &str, answer: &str) {
+        self.0.seen.clear();
+        self.0.send(format!("{command}\n").as_bytes());
+        self.0.expect(answer, LIMIT);
+        self.0.expect("guest:~# ", LIMIT);
+    }
+
+    fn power_off(mut self) {
+        self.0.send(b"poweroff\n");
+        assert_eq!(self.0.wait(LIMIT).code(), Some(0), "{}", self.0.seen);
+    }
+}
+
+/// Whether there is everything that Debian through `firmware` needs; says what is missing.
+fn starts(firmware: &str) -> bool {
+    if let Some(why) = vm::unusable("tcg") {
+        skip(&format!("accelerator tcg: {why}"));
+        return false;
+    }
+    if !Path::new(firmware).exists() {
+        skip(&format!("{firmware} is not installed; run scripts/setup"));
+        return false;
+    }
+    true
+}
+
+/// A qcow2 image of Debian, and an empty one in front of it.
+fn layers(dir: &Dir, image: &str) -> [String; 2] {
+    let [back, front] = ["back.qcow2", "front.qcow2"].map(|n| dir.path(n).display().to_string());
+    let img = |words: &[&str]| succeed(tandem().arg("img").args(words));
+    img(&["convert", "-O", "qcow2", image, &back]);
+    img(&["create", "-q", "-f", "qcow2", "-b", &back, "-F", "qcow2", &front]);
+    [back, front]
+}
+
+#[test]
+fn debian_through_a_bios() {
+    if !starts("/usr/share/seabios/bios-256k.bin") {
+        return;
+    }
+    let Some(image) = debian() else { return };
+    let raw = format!("file={image},format=raw,snapshot=on");
+    let mut b = Booted::new(&["--drive", &raw]);
+    b.ask("[ -d /sys/firmware/efi ] || echo no-$((1))-efi", "no-1-efi");
+    b.ask("touch /run/before; echo $?", "0");
+    b.0.send(b"reboot\n");
+    b.log_in();
+    b.ask("ls /run/before", "No such file");
+    b.power_off();
+    // What is written stays in the image in front, over a start of tandem's, too.
+    let dir = Dir::new("debian-bios");
+    let [back, front] = layers(&dir, &image);
+    let drive = format!("file={front},format=qcow2");
+    let mut b = Booted::new(&["--drive", &drive]);
+    b.ask("sha256sum /usr/bin/bash >/root/sum && sync; echo $?", "0");
+    b.power_off();
+    let mut b = Booted::new(&["--drive", &drive]);
+    b.ask("sha256sum -c /root/sum", "/usr/bin/bash: OK");
+    b.power_off();
+    let img = |words: &[&str]| succeed(tandem().arg("img").args(words));
+    [back, front].iter().for_each(|i| img(&["check", "-q", i]));
+}
+
+#[test]
+fn debian_through_uefi() {
+    if !starts("/usr/share/OVMF/OVMF_CODE_4M.fd") {
+        return;
+    }
+    let Some(image) = debian() else { return };
+    let raw = format!("file={image},format=raw,snapshot=on");
+    let mut b = Booted::new(&["--firmware", "uefi", "--drive", &raw]);
+    b.ask("ls /sys/firmware/efi/efivars | grep -c BootOrder", "1");
+    b.0.send(b"reboot\n");
+    b.log_in();
+    b.power_off();
+    let dir = Dir::new("debian-uefi");
+    let [back, front] = layers(&dir, &image);
+    for i in [back, front] {
+        let drive = format!("file={i},format=qcow2");
+        let mut b = Booted::new(&["--firmware", "uefi", "--drive", &drive]);
+        b.ask("systemctl is-system-running --wait", "\rrunning");
+        b.power_off();
+    }
 }

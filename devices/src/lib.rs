@@ -10,6 +10,7 @@
 //! * State that is saved is typed, versioned and in the device's own file ([`state::Stateful`]).
 
 pub mod acpi;
+pub mod ahci;
 pub mod firmware;
 pub mod gsi;
 pub mod irqchip;
@@ -17,6 +18,7 @@ pub mod legacy;
 pub mod pci;
 pub mod power;
 pub mod registry;
+pub mod spans;
 pub mod state;
 pub mod timer;
 pub mod virtio;

@@ -83,6 +83,8 @@ pub enum BusKind {
     Isa,
     /// PCI.
     Pci,
+    /// A port of a SATA adapter.
+    Ide,
     /// A virtio-serial-pci device.
     VirtioSerial,
     /// A machine's places for virtio devices without PCI.
@@ -95,6 +97,7 @@ impl fmt::Display for BusKind {
             BusKind::System => "System",
             BusKind::Isa => "ISA",
             BusKind::Pci => "PCI",
+            BusKind::Ide => "IDE",
             BusKind::VirtioSerial => "virtio-serial",
             BusKind::VirtioMmio => "virtio",
         })
@@ -470,7 +473,7 @@ impl DeviceType {
             BusKind::Pci => self.name.strip_suffix("-pci"),
             BusKind::Isa => self.name.strip_prefix("isa-"),
             // "virtio-blk" alone is the PCI device.
-            BusKind::System | BusKind::VirtioSerial | BusKind::VirtioMmio => None,
+            BusKind::System | BusKind::Ide | BusKind::VirtioSerial | BusKind::VirtioMmio => None,
         };
         short.unwrap_or(self.name)
     }

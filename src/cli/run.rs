@@ -72,11 +72,14 @@ pub struct RunArgs {
     /// repeatable for COM1 to COM4 [default: stdio]
     #[arg(long = "serial", value_name = "WHERE", help_heading = "Machine")]
     serials: Vec<String>,
-    /// Disk image: file=PATH[,format=raw|qcow2][,if=virtio|none|pflash][,id=ID][,readonly=on]
-    /// [,snapshot=on][,cache=writeback|none|writethrough|directsync|unsafe][,aio=threads|io_uring]
+    /// Disk image: file=PATH[,format=raw|qcow2][,if=virtio|ide|none|pflash][,media=disk|cdrom]
+    /// [,index=PORT][,id=ID][,readonly=on][,snapshot=on][,cache=writeback|none|writethrough|directsync|unsafe][,aio=threads|io_uring]
     /// [,discard=unmap][,detect-zeroes=on|unmap][,throttling.bps-total=N…]; repeatable
     #[arg(long = "drive", value_name = "DRIVE", help_heading = "Machine")]
     drives: Vec<String>,
+    /// CD-ROM image, in a SATA drive: --drive file=FILE,media=cdrom
+    #[arg(long, value_name = "FILE", help_heading = "Machine")]
+    cdrom: Option<PathBuf>,
     /// Network with a virtio card: user[,hostfwd=tcp::2222-:22][,mac=…], or any --netdev; repeatable
     #[arg(long = "net", value_name = "NETWORK", help_heading = "Machine")]
     nets: Vec<String>,
@@ -238,6 +241,7 @@ impl RunArgs {
                 .collect();
         }
         c.drives = self.drives.iter().filter_map(|d| Drive::parse(d, &mut faults)).collect();
+        c.drives.extend(self.cdrom.iter().map(Drive::cdrom));
         c.chardevs = self.chardevs.iter().filter_map(|d| Chardev::parse(d, &mut faults)).collect();
         let nets = self.nets.iter().filter(|n| *n != "none").map(|n| ("--net", n));
         let all = nets.chain(self.netdevs.iter().map(|n| ("--netdev", n)));

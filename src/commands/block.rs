@@ -199,6 +199,11 @@ fn disks(vm: &Machine) -> Vec<Disk<'_>> {
 }
 
 impl Disk<'_> {
+    /// Whether its medium can be taken out, as far as the machine's definition says.
+    fn is_removable(&self) -> bool {
+        self.config.is_some_and(|d| d.media == config::Media::Cdrom)
+    }
+
     /// Whether it is a node of `-blockdev`, which has no drive's name.
     fn is_node(&self) -> bool {
         self.config.is_some_and(config::Drive::is_node)
@@ -299,7 +304,7 @@ fn query_block(vm: &Machine) -> Vec<BlockInfo> {
         device: d.device(),
         qdev: d.qdev.clone(),
         r#type: "unknown".into(),
-        removable: false,
+        removable: d.is_removable(),
         locked: false,
         io_status: Some("ok".into()),
         inserted: Some(d.info(None)),

@@ -19,6 +19,19 @@ pub enum Interface {
     None,
     /// Flash below 4 GiB: the first has the firmware's code, the second its variables.
     Pflash,
+    /// A port of the board's SATA adapter.
+    Ide,
+}
+
+/// What a drive's image is to its device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Media {
+    /// A disk.
+    #[default]
+    Disk,
+    /// A CD or DVD, which is only read. A drive without an image is empty.
+    Cdrom,
 }
 
 /// A drive.
@@ -33,6 +46,11 @@ pub struct Drive {
     pub format: Option<String>,
     /// What it is plugged into.
     pub interface: Interface,
+    /// What the image is.
+    pub media: Media,
+    /// With a port of the SATA adapter: which; the first free one if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<u8>,
     /// The guest cannot write.
     pub readonly: bool,
     /// What the guest writes is thrown away in the end.
@@ -145,10 +163,12 @@ impl Throttling {
 }
 
 /// Keys of `--drive`, limits apart.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 12] = [
     "file",
     "format",
     "if",
+    "media",
+    "index",
     "id",
     "readonly",
     "snapshot",
@@ -185,11 +205,16 @@ impl Drive {
     pub fn parse(s: &str, faults: &mut Vec<Fault>) -> Option<Drive> {
         let mut d = Drive::default();
         let before = faults.len();
-        for w in parse::split_commas(s) {
+        let words = parse::split_commas(s);
+        // A CD is in a CD drive unless said otherwise, whatever comes first.
+        if words.iter().any(|w| w == "media=cdrom") {
+            d.interface = Interface::Ide;
+        }
+        for w in words {
             let (key, value) = w.split_once('=').unwrap_or((&w, "on"));
             faults.extend(d.set(key, value).err());
         }
-        if d.file.as_os_str().is_empty() {
+        if d.is_empty() && d.media == Media::Disk {
             let what = format!("--drive {s} names no image");
             faults.push(Fault::new(what, "write --drive file=PATH"));
         }
@@ -202,11 +227,25 @@ impl Drive {
             "format" => self.format = Some(word(key, value, &open::FORMATS)?),
             "id" => self.id = Some(value.into()),
             "if" => {
-                self.interface = match word(key, value, &["virtio", "none", "pflash"])?.as_str() {
+                let names = ["virtio", "ide", "none", "pflash"];
+                self.interface = match word(key, value, &names)?.as_str() {
                     "none" => Interface::None,
                     "pflash" => Interface::Pflash,
+                    "ide" => Interface::Ide,
                     _ => Interface::Virtio,
                 }
+            }
+            "media" => {
+                if word(key, value, &["disk", "cdrom"])? == "cdrom" {
+                    (self.media, self.readonly) = (Media::Cdrom, true);
+                }
+            }
+            "index" => {
+                let fault = || {
+                    let what = format!("--drive {key} cannot be '{value}'");
+                    Fault::new(what, "write the number of a port, 0 to 5")
+                };
+                self.index = Some(value.parse().map_err(|_| fault())?);
             }
             "readonly" | "read-only" => self.readonly = on_off(key, value)?,
             "snapshot" => self.snapshot = on_off(key, value)?,
@@ -236,6 +275,23 @@ impl Drive {
             },
         }
         Ok(())
+    }
+
+    /// A CD drive with the disc `file`, on SATA port 2 as QEMU has it.
+    pub fn cdrom(file: impl Into<PathBuf>) -> Drive {
+        Drive {
+            file: file.into(),
+            interface: Interface::Ide,
+            media: Media::Cdrom,
+            index: Some(2),
+            readonly: true,
+            ..Drive::default()
+        }
+    }
+
+    /// Whether there is no image in it.
+    pub fn is_empty(&self) -> bool {
+        self.file.as_os_str().is_empty()
     }
 
     /// The name of drive number `index`.
@@ -324,7 +380,16 @@ impl Drive {
                 faults.push(Fault::new(what, "give a limit, and a burst that is not below it"));
             }
         }
-        if faults.len() > before {
+        if self.media == Media::Cdrom && !matches!(self.interface, Interface::Ide | Interface::None)
+        {
+            let what = "a CD is in neither a virtio disk nor flash";
+            faults.push(Fault::new(what, "use if=ide, or if=none and --device ide-cd,drive=ID"));
+        }
+        if let Some(index) = self.index.filter(|i| self.interface != Interface::Ide || *i > 5) {
+            let what = format!("there is no place {index} for drive '{}'", self.file.display());
+            faults.push(Fault::new(what, "use if=ide with index=0 to 5"));
+        }
+        if faults.len() > before || self.is_empty() {
             return;
         }
         let look = OpenSpec { write: false, force_share: true, ..self.open_spec() };
@@ -382,6 +447,12 @@ mod tests {
         let said: Vec<String> = f.iter().map(|f| f.to_string()).collect();
         assert_eq!(said.len(), 6, "{said:?}");
         assert!(said[0].contains("did you mean 'file'") && said[1].contains("'writeback'"));
+        let mut f = vec![];
+        let cd = Drive::parse("media=cdrom", &mut f).unwrap();
+        assert!(f.is_empty() && cd.is_empty() && cd.interface == Interface::Ide && cd.readonly);
+        let cd = Drive::parse("file=x,if=virtio,media=cdrom,index=9", &mut f).unwrap();
+        cd.validate(&mut f);
+        assert_eq!(f.len(), 2, "{f:?}");
         let mut f = vec![];
         let d = Drive { file: "/nonexistent".into(), ..Drive::default() };
         d.validate(&mut f);

@@ -23,7 +23,7 @@ mod size;
 pub mod validate;
 
 pub use accel::{Accel, TcgOptions};
-pub use drive::{Drive, Interface};
+pub use drive::{Drive, Interface, Media};
 pub use fault::Fault;
 pub use firmware::Firmware;
 pub use net::Netdev;

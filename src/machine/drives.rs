@@ -1,7 +1,7 @@
 //! The machine's drives, opened, and the devices that `if=` makes for them.
 
 use super::Failure;
-use crate::config::{self, Device, Fault, Interface, VmConfig};
+use crate::config::{self, Device, Fault, Interface, Media, VmConfig};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tandem_accel::suggest::one_of;
@@ -11,7 +11,7 @@ use tandem_backends::block::open;
 /// Opens all drives. Every one that does not open is reported.
 pub fn open_all(config: &VmConfig) -> Result<BTreeMap<String, Arc<Drive>>, Failure> {
     let (mut drives, mut faults) = (BTreeMap::new(), Vec::new());
-    for (i, d) in config.drives.iter().enumerate() {
+    for (i, d) in config.drives.iter().enumerate().filter(|(_, d)| !d.is_empty()) {
         match open(d) {
             Ok(drive) => drop(drives.insert(d.name(i), drive)),
             Err(f) => faults.push(f),
@@ -34,14 +34,26 @@ pub fn open(d: &config::Drive) -> Result<Arc<Drive>, Fault> {
 
 /// The devices of drives that are not left to a `--device`.
 pub fn devices(config: &VmConfig) -> Vec<Device> {
-    let drives = config.drives.iter().enumerate();
-    drives
-        .filter(|(_, d)| d.interface == Interface::Virtio)
-        .map(|(i, d)| Device {
-            driver: "virtio-blk-pci".into(),
-            props: vec![("drive".into(), d.name(i))],
-        })
-        .collect()
+    let mut devices = Vec::new();
+    for (i, d) in config.drives.iter().enumerate() {
+        let mut props = vec![];
+        if !d.is_empty() {
+            props.push(("drive".to_string(), d.name(i)));
+        }
+        let driver = match (d.interface, d.media) {
+            (Interface::Virtio, _) => "virtio-blk-pci",
+            (Interface::Ide, Media::Disk) => "ide-hd",
+            (Interface::Ide, Media::Cdrom) => "ide-cd",
+            (Interface::None | Interface::Pflash, _) => continue,
+        };
+        if let Some(port) = d.index {
+            props.push(("bus".into(), format!("{}.{port}", tandem_devices::ahci::BUILT_IN_ID)));
+        }
+        devices.push(Device { driver: driver.into(), props });
+    }
+    // Those with a port of their own come first, so that others do not take it.
+    devices.sort_by_key(|d| !d.props.iter().any(|(k, _)| k == "bus"));
+    devices
 }
 
 /// What is wrong with the drives and the devices' use of them.
@@ -54,7 +66,8 @@ pub fn judge(config: &VmConfig, faults: &mut Vec<Fault>) {
             faults.push(Fault::new(what, "give each an id of its own"));
         }
         let writes = |d: &crate::config::Drive| !d.readonly && !d.snapshot;
-        if config.drives[..i].iter().any(|o| o.file == d.file && (writes(o) || writes(d))) {
+        let both = |o: &crate::config::Drive| o.file == d.file && !d.is_empty();
+        if config.drives[..i].iter().any(|o| both(o) && (writes(o) || writes(d))) {
             let what = format!("two drives use '{}'", d.file.display());
             faults.push(Fault::new(what, "make both readonly=on or snapshot=on"));
         }

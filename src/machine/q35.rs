@@ -25,6 +25,7 @@ use tandem_accel::irq::{CpuIntc, IrqLine, IrqSink, MsiSink};
 use tandem_accel::memory::{GuestMap, GuestRam};
 use tandem_accel::{AccelOps, Error, IrqChip};
 use tandem_backends::chardev::Chardev;
+use tandem_devices::ahci::Ahci;
 use tandem_devices::firmware::bootorder::BootOrder;
 use tandem_devices::firmware::shadow::Shadow;
 use tandem_devices::gsi::IrqInputs;
@@ -206,6 +207,7 @@ pub struct Q35 {
     timers: Timers,
     lpc: Lpc,
     root: Arc<Bus>,
+    ahci: Arc<Ahci>,
     serials: Vec<Arc<Serial>>,
     peripherals: Peripherals,
     start: Start,
@@ -267,6 +269,7 @@ impl Q35 {
                 chardevs: named.iter().map(|(n, c)| (n.clone(), c.clone() as _)).collect(),
             },
         };
+        let ahci = Ahci::built_in(&context).map_err(cannot("the SATA adapter"))?;
         let made = [drives::devices(config), networks::devices(config)].concat();
         let mut peripherals = Peripherals::new(context);
         peripherals.install_all(made.iter().chain(&config.devices))?;
@@ -286,7 +289,7 @@ impl Q35 {
             }
             None => Start::Kernel(facts.in_place()?),
         };
-        Ok(Q35 { bus, interrupts, timers, lpc, root, serials, peripherals, start })
+        Ok(Q35 { bus, interrupts, timers, lpc, root, ahci, serials, peripherals, start })
     }
 }
 
@@ -338,6 +341,7 @@ impl Board for Q35 {
 
     fn reset(&self) {
         self.peripherals.reset();
+        registry::Device::reset(&*self.ahci);
         self.root.reset();
         if let Start::Firmware(f) = &self.start {
             f.reset();

@@ -17,6 +17,13 @@ impl Builder {
         Ok(())
     }
 
+    /// `-hda` to `-hdd`.
+    pub(super) fn ide_disk(&mut self, port: u8, file: &str) -> Done {
+        let (interface, index) = (Interface::Ide, Some(port));
+        self.config.drives.push(Drive { file: file.into(), interface, index, ..Drive::default() });
+        Ok(())
+    }
+
     pub(super) fn blockdev(&mut self, value: &str) -> Done {
         let p = Pairs::parse("blockdev", value, Some("driver"))?;
         self.node(p, None).map(|_| ())

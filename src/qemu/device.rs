@@ -29,8 +29,6 @@ impl Builder {
             return Ok(());
         }
         let mut props = p.rest();
-        // A kernel is booted, or the first disk that is there.
-        props.retain(|(k, _)| k != "bootindex");
         self.config.devices.push(Device { driver, props });
         Ok(())
     }

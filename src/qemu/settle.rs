@@ -15,7 +15,8 @@ impl Builder {
         self.settle_nodes();
         self.settle_flash();
         if self.snapshot {
-            self.config.drives.iter_mut().for_each(|d| d.snapshot = true);
+            let disks = self.config.drives.iter_mut().filter(|d| !d.is_empty());
+            disks.for_each(|d| d.snapshot = true);
         }
     }
 

@@ -2,7 +2,7 @@
 //! from this table.
 
 use super::Builder;
-use crate::config::Fault;
+use crate::config::{Drive, Fault, firmware};
 
 /// What is done about an option.
 #[derive(Clone, Copy)]
@@ -76,7 +76,6 @@ pub fn help() -> String {
 const NO_DISPLAY: &str = "there is no display; use -nographic or -display none";
 const NO_AUDIO: &str = "there is no sound; remove it";
 const NO_MIGRATION: &str = "there is no migration yet; remove it";
-const NO_IDE: &str = "there are no IDE disks; use -drive file=FILE,if=virtio";
 const NO_USB: &str = "there is no USB; remove it";
 
 /// All options.
@@ -113,6 +112,13 @@ pub static OPTIONS: &[Opt] = &[
     opt("append", "TEXT", "kernel command line", |b, v| {
         b.config.boot.append = v.into();
         Ok(())
+    }),
+    opt("hda", "FILE", "SATA disk on port 0", |b, v| b.ide_disk(0, v)),
+    opt("hdb", "FILE", "SATA disk on port 1", |b, v| b.ide_disk(1, v)),
+    opt("hdc", "FILE", "SATA disk on port 2", |b, v| b.ide_disk(2, v)),
+    opt("hdd", "FILE", "SATA disk on port 3", |b, v| b.ide_disk(3, v)),
+    opt("cdrom", "FILE", "CD in the SATA drive on port 2", |b, v| {
+        b.path(v, |c, p| c.drives.push(Drive::cdrom(p)))
     }),
     opt("drive", "key=value…", "disk", Builder::drive),
     opt("blockdev", "key=value…", "image or format", Builder::blockdev),
@@ -205,11 +211,6 @@ pub static OPTIONS: &[Opt] = &[
     accept("L", "DIR", "no files are looked for in a directory of data"),
     accept("no-fd-bootchk", "", "there is no floppy disk to check"),
     accept("no-hpet", "", "guests choose their clock source themselves"),
-    refuse("hda", "FILE", NO_IDE),
-    refuse("hdb", "FILE", NO_IDE),
-    refuse("hdc", "FILE", NO_IDE),
-    refuse("hdd", "FILE", NO_IDE),
-    refuse("cdrom", "FILE", "there is no CD drive; use -drive file=FILE,if=virtio,readonly=on"),
     refuse("fda", "FILE", "there is no floppy drive; remove it"),
     refuse("fdb", "FILE", "there is no floppy drive; remove it"),
     refuse("sd", "FILE", "there is no SD card; use -drive file=FILE,if=virtio"),

@@ -2,6 +2,7 @@
 //! `bootindex` (behaviour: QEMU's file `bootorder`).
 
 use crate::pci::Devfn;
+use crate::registry::{Property, PropertyKind};
 use std::sync::Mutex;
 
 /// What devices have to say about booting. Shared by the machine and its devices.
@@ -27,6 +28,14 @@ impl BootOrder {
         file
     }
 }
+
+/// The property by which a device says its place.
+pub const PROPERTY: Property = Property {
+    name: "bootindex",
+    kind: PropertyKind::Uint { min: 0, max: i32::MAX as u64 },
+    default: None,
+    description: "place in the order in which firmware tries devices; the lowest first",
+};
 
 /// The path of a function of the root bus: `name` is the node's name by PCI class or identity, as
 /// `scsi` or `ethernet`; `below` the rest of the path, as `disk@0,0`.

@@ -572,6 +572,7 @@ const PROPERTIES: &[Property] = &[
         Some("auto"),
         "whether writes are cached until a flush; auto as the drive's cache mode says",
     ),
+    crate::firmware::bootorder::PROPERTY,
 ];
 
 impl BlkConfig {

@@ -7,6 +7,7 @@
 
 use super::VirtioDevice;
 use super::core::{Core, Notifier};
+use crate::firmware::bootorder;
 use crate::pci::capability::{Capability, Express, ExpressType, PowerManagement};
 use crate::pci::function::BarKind;
 use crate::pci::{Bar, Bus, Devfn, Function, FunctionSpec, Identity, Intx, Msix, PciDevice};
@@ -271,6 +272,7 @@ impl BusDevice for Registers {
 pub struct VirtioPci {
     function: Function,
     registers: Arc<Registers>,
+    at: Devfn,
     /// Offset of the PCI configuration access capability.
     cfg_cap: u16,
     /// One access through that capability at a time.
@@ -298,7 +300,23 @@ pub fn attach(
 ) -> Result<Arc<dyn Device>, DeviceFault> {
     let at = props.pci_address("addr");
     let name = props.text("id").unwrap_or(type_name);
-    Ok(VirtioPci::attach(ctx.pci()?, at, name, device, ctx.memory.clone())?)
+    let kind = device.device_id();
+    let made = VirtioPci::attach(ctx.pci()?, at, name, device, ctx.memory.clone())?;
+    if let (Some(index), Some((node, below)), true) =
+        (props.uint("bootindex"), boot_node(kind), ctx.pci()?.is_root())
+    {
+        ctx.boot_order.add(index as u32, bootorder::pci_path(made.at, node, below));
+    }
+    Ok(made)
+}
+
+/// How firmware calls a device that may boot, and what is below it.
+fn boot_node(kind: u16) -> Option<(&'static str, &'static str)> {
+    match kind {
+        super::net::DEVICE_ID => Some(("ethernet", "ethernet-phy@0")),
+        super::blk::DEVICE_ID => Some(("scsi", "disk@0,0")),
+        _ => None,
+    }
 }
 
 impl VirtioPci {
@@ -361,6 +379,7 @@ impl VirtioPci {
         spec.capability(&Express { kind })?;
         let device = Arc::new(VirtioPci {
             function: spec.build(slot.decoder()),
+            at: slot.devfn(),
             registers,
             cfg_cap,
             cfg_access: Mutex::new(()),

@@ -47,6 +47,7 @@ const PROPERTIES: &[Property] = &[
     property("tso6", BOOL, ON, "long TCP segments over IPv6"),
     property("mrg_rxbuf", BOOL, ON, "frames may span buffers"),
     property("ctrl_vq", BOOL, ON, "a control queue"),
+    crate::firmware::bootorder::PROPERTY,
 ];
 
 /// The next address for a card that has none given.
