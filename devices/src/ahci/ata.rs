@@ -288,9 +288,7 @@ impl Target for Disk {
             op::READ_SECTORS | op::READ_SECTORS_OLD | op::READ_MULTIPLE => {
                 (Protocol::PioIn, self.read(c, low()))
             }
-            op::READ_SECTORS_EXT | op::READ_MULTIPLE_EXT => {
-                (Protocol::PioIn, self.read(c, wide()))
-            }
+            op::READ_SECTORS_EXT | op::READ_MULTIPLE_EXT => (Protocol::PioIn, self.read(c, wide())),
             op::WRITE_SECTORS | op::WRITE_SECTORS_OLD | op::WRITE_MULTIPLE => {
                 (Protocol::PioOut, self.write(c, low(), false))
             }

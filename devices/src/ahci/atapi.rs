@@ -84,10 +84,9 @@ impl CdDrive {
                 log::trace!("ide-cd: nothing is read at {block}");
                 Action::Done(self.done(c))
             }
-            Reply::Read { block, blocks } => Action::Read {
-                offset: u64::from(block) * BLOCK,
-                len: u64::from(blocks) * BLOCK,
-            },
+            Reply::Read { block, blocks } => {
+                Action::Read { offset: u64::from(block) * BLOCK, len: u64::from(blocks) * BLOCK }
+            }
             Reply::Check(sense) => Action::Done(self.checked(c, sense)),
         }
     }

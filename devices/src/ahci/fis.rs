@@ -147,9 +147,7 @@ impl Received<'_> {
     fn registers(kind: u8, flags: u8, r: &Registers) -> [u8; 20] {
         let (lba, count) = (r.lba.to_le_bytes(), r.count.to_le_bytes());
         let mut f = [0; 20];
-        f[..8].copy_from_slice(&[
-            kind, flags, r.status, r.error, lba[0], lba[1], lba[2], r.device,
-        ]);
+        f[..8].copy_from_slice(&[kind, flags, r.status, r.error, lba[0], lba[1], lba[2], r.device]);
         f[8..11].copy_from_slice(&lba[3..6]);
         f[12..14].copy_from_slice(&count);
         f

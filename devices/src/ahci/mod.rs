@@ -27,7 +27,9 @@ pub mod target;
 use crate::firmware::bootorder::{self, BootOrder};
 use crate::pci::capability::Capability;
 use crate::pci::function::BarKind;
-use crate::pci::{Bar, Bus, Devfn, Function, FunctionSpec, Identity, Msi, PciDevice, PciError, Pin};
+use crate::pci::{
+    Bar, Bus, Devfn, Function, FunctionSpec, Identity, Msi, PciDevice, PciError, Pin,
+};
 use crate::registry::{
     BusKind, Device, DeviceContext, DeviceFault, DeviceType, Properties, Property, PropertyKind,
 };

@@ -213,7 +213,12 @@ fn read_cd(d: Medium, cdb: &[u8; 16]) -> Result<Reply, Sense> {
 
 fn padded(text: &str, len: usize) -> impl Iterator<Item = u8> {
     let graphic = |b: u8| if (0x20..0x7f).contains(&b) { b } else { b'?' };
-    text.bytes().map(graphic).chain(std::iter::repeat(b' ')).take(len).collect::<Vec<_>>().into_iter()
+    text.bytes()
+        .map(graphic)
+        .chain(std::iter::repeat(b' '))
+        .take(len)
+        .collect::<Vec<_>>()
+        .into_iter()
 }
 
 fn inquire(i: &Inquiry<'_>, cdb: &[u8; 16]) -> Result<Reply, Sense> {
