@@ -15,6 +15,7 @@ pub mod firmware;
 pub mod gsi;
 pub mod irqchip;
 pub mod legacy;
+pub mod nvme;
 pub mod pci;
 pub mod power;
 pub mod registry;

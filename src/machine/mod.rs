@@ -52,7 +52,7 @@ use tandem_accel::bus::IoBus;
 use tandem_accel::memory::{GuestMap, RegionKind};
 use tandem_accel::vcpu::{StopReason, VcpuHandle, VcpuSpec};
 use tandem_accel::{AccelOps, Error};
-use tandem_backends::block::drive::Drive;
+use tandem_backends::block::drive::{Drive, Op};
 use tandem_backends::chardev::Chardev;
 use tandem_devices::pci::Bus;
 use tandem_devices::power::PowerRequest;
@@ -289,7 +289,21 @@ impl Machine {
         self.vcpus.clear();
         self.chardevs.iter().chain(self.named.values()).for_each(|c| c.drain(DRAIN));
         drop(raw);
+        self.settle_drives();
         ending
+    }
+
+    /// Ends what devices still do, and makes durable what the guest has written: a power-off is no
+    /// crash, also of a guest that did not flush. vCPUs are gone.
+    fn settle_drives(&self) {
+        let Some(guest) = &self.guest else { return };
+        guest.board.reset();
+        for drive in guest.board.drives().values() {
+            if let Err(e) = drive.execute(&Op::Flush) {
+                let path = drive.image().path().display();
+                log::error(&format!("'{path}' was not flushed: {}", e.chain()));
+            }
+        }
     }
 
     fn govern(&mut self) -> Result<Ending, Failure> {

@@ -261,7 +261,7 @@ fn trimmed_sectors_read_as_zeros() {
     let mut b = [1; 8192];
     m.image.read_bytes(0, &mut b).unwrap();
     assert!(b[4096..6144].iter().all(|b| *b == 0) && b[4095] == 7 && b[6144] == 7);
-    m.put(DATA, &(SIZE / 512 | 1 << 48).to_le_bytes());
+    m.put(DATA, &((SIZE / 512) | (1 << 48)).to_le_bytes());
     assert_eq!(m.run(0, &trim).1, 0x1451);
 }
 
@@ -508,7 +508,7 @@ fn a_hostile_guest_gets_nowhere() {
         m.set_port(n, SACT, random() as u32);
         m.set_port(n, CI, random() as u32);
         if random() % 3 == 0 {
-            m.set(random() % 0x420 & !3, random() as u32);
+            m.set((random() % 0x420) & !3, random() as u32);
         }
         if random() % 8 == 0 {
             m.stop(n);
