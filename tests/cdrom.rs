@@ -10,7 +10,7 @@ use vm::pty::Terminal;
 use vm::{Dir, finish, guest_file, run, skip, text};
 
 /// Generous: hosts are shared, and an unoptimised tandem translates slowly.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(1800);
 const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
 const OVMF: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 

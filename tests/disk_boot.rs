@@ -11,7 +11,7 @@ use vm::pty::Terminal;
 use vm::{Dir, finish, guest_file, run, skip, tandem, text};
 
 /// Generous: hosts are shared, and an unoptimised tandem translates slowly.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(1800);
 
 /// The system's first process. At the first boot it writes 8 MiB that nobody can guess and many
 /// small files; at the second it checks them.

@@ -396,7 +396,7 @@ fn a_hostile_guest_gets_nowhere() {
             m.set(0x1000 + queue * 8, random() as u32 % 9);
             m.set(0x1004 + queue * 8, random() as u32 % 9);
             if random() % 16 == 0 {
-                m.set(random() % 0x1300 & !3, random() as u32);
+                m.set((random() % 0x1300) & !3, random() as u32);
             }
         }
         if round % 50 == 0 {
