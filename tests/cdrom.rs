@@ -20,11 +20,11 @@ fn there(files: &[&str]) -> bool {
         skip(&format!("accelerator tcg: {why}"));
         return false;
     }
-    for f in files.iter().filter(|f| !Path::new(f).exists()) {
+    let missing = files.iter().find(|f| !Path::new(f).exists());
+    if let Some(f) = missing {
         skip(&format!("{f} is missing; run scripts/setup"));
-        return false;
     }
-    true
+    missing.is_none()
 }
 
 /// Kernel and initial RAM disk with the drivers of SATA disks and CD-ROMs.

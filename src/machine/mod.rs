@@ -298,7 +298,7 @@ impl Machine {
     fn settle_drives(&self) {
         let Some(guest) = &self.guest else { return };
         guest.board.reset();
-        for drive in guest.board.drives().values() {
+        for drive in guest.board.peripherals().context().backends.drives.values() {
             if let Err(e) = drive.execute(&Op::Flush) {
                 let path = drive.image().path().display();
                 log::error(&format!("'{path}' was not flushed: {}", e.chain()));

@@ -341,7 +341,7 @@ impl Board for Q35 {
 
     fn reset(&self) {
         self.peripherals.reset();
-        registry::Device::reset(&*self.ahci);
+        tandem_devices::registry::Device::reset(&*self.ahci);
         self.root.reset();
         if let Start::Firmware(f) = &self.start {
             f.reset();

@@ -28,7 +28,7 @@ impl Builder {
             self.isa_serials.push((index, chardev));
             return Ok(());
         }
-        let mut props = p.rest();
+        let props = p.rest();
         self.config.devices.push(Device { driver, props });
         Ok(())
     }

@@ -2,7 +2,7 @@
 //! from this table.
 
 use super::Builder;
-use crate::config::{Drive, Fault, firmware};
+use crate::config::{Drive, Fault};
 
 /// What is done about an option.
 #[derive(Clone, Copy)]
