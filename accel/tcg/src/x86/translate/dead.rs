@@ -22,6 +22,9 @@ enum Effect {
 
 /// Most instructions to look ahead in the block.
 const HORIZON: usize = 6;
+/// IR values that the instructions looked at ahead can need together; they make no exits. A block with
+/// less room may end before them.
+pub(super) const ROOM: u16 = 100 * HORIZON as u16;
 /// Most bytes to look at behind an exit.
 const BEHIND: usize = 32;
 const PAGE: u64 = !0xfff;

@@ -218,7 +218,9 @@ impl FrontEnd {
             end.bytes += insn.len() as u32;
             end.insns += 1;
             let rest = &insns[i + 1..];
-            t.start(insn, dead::flags_dead(insn, rest));
+            // What is relied on is surely part of the block.
+            let room = t.b.nvals < VALS_FULL - dead::ROOM && t.b.exits.len() < EXITS_FULL;
+            t.start(insn, room && dead::flags_dead(insn, rest));
             t.check_code_limit(insn.len());
             let insn = match &self.gate {
                 Some(gate) => gate.meaning(insn, t.code64()),
