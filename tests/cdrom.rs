@@ -108,7 +108,10 @@ fn says(arguments: &[&str], words: &[&str]) {
 fn ipxe_starts_from_its_disc() {
     const ISO: &str = "/usr/lib/ipxe/ipxe.iso";
     if there(&[SEABIOS, ISO]) {
-        says(&["--cdrom", ISO], &["ISOLINUX", "iPXE initialising devices"]);
+        says(
+            &["--cdrom", ISO],
+            &["ISOLINUX", "iPXE initialising devices", "Press Ctrl-B for the iPXE command line"],
+        );
     }
 }
 

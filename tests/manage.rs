@@ -367,13 +367,13 @@ fn qemus_words_are_done_or_refused_all_at_once() {
         finish(&mut c, LIMIT)
     };
     let out = run(&[
-        "-hda",
+        "-fda",
         "x",
         "-vnc",
         ":0",
         "-nosuch",
         "-usb",
-        "-cdrom",
+        "-sd",
         "y",
         "-device",
         "e1000",
@@ -386,7 +386,7 @@ fn qemus_words_are_done_or_refused_all_at_once() {
     ]);
     assert_eq!(out.status.code(), Some(2));
     let said = text(&out.stderr);
-    for word in ["-hda", "-vnc", "-nosuch", "-usb", "-cdrom", "maxcpus=4", "-chardev udp"] {
+    for word in ["-fda", "-vnc", "-nosuch", "-usb", "-sd", "maxcpus=4", "-chardev udp"] {
         assert!(said.lines().any(|l| l.contains(word)), "{word}: {said}");
     }
     assert!(said.lines().all(|l| l.contains("; ")), "each says what to do: {said}");

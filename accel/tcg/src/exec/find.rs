@@ -352,8 +352,12 @@ pub fn lookup_from_code(env: &mut Env, pc: u64) -> u64 {
 }
 
 impl Env {
-    /// Makes generated code find `code` at `pc` without coming back.
+    /// Makes generated code find `code` at `pc` without coming back, if `pc` tells which code that is.
+    /// An entry of the same pc in a segment without a base is refused for its mode.
     pub(super) fn enter_jump_cache(&mut self, pc: u64, code: u64) {
+        if mode_of(self).contains(Mode::CS_BASED) {
+            return;
+        }
         self.core.jmp_cache[crate::env::jmp_slot(pc)] = crate::env::JmpEntry { pc, code };
     }
 }

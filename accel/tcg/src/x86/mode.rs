@@ -74,6 +74,9 @@ bitflags! {
         const FS_LIMITED = 1 << 27;
         /// The same of GS.
         const GS_LIMITED = 1 << 28;
+        /// CS has a base other than 0: code at the same RIP need not be the same code, so the jump cache
+        /// does not know it. Never set in 64-bit code.
+        const CS_BASED = 1 << 29;
         /// One guest instruction per block (a debugging option, not guest state).
         const ONE_INSN = 1 << 31;
     }
@@ -114,6 +117,7 @@ impl Mode {
         let cs = cpu.seg[seg::CS].attr;
         let code64 = lma && cs & ATTR_L != 0;
         m.set(Mode::CODE64, code64);
+        m.set(Mode::CS_BASED, !code64 && cpu.seg_base[seg::CS] != 0);
         m.set(Mode::CODE32, !code64 && cs & ATTR_DB != 0);
         m.set(Mode::SS32, code64 || cpu.seg[seg::SS].attr & ATTR_DB != 0);
         m.set(Mode::FS_LIMITED, !code64 && cpu.limited(seg::FS));
