@@ -16,12 +16,13 @@ mod faults;
 #[cfg(target_arch = "x86_64")]
 mod garbage;
 #[cfg(target_arch = "x86_64")]
+mod processor;
+#[cfg(target_arch = "x86_64")]
 mod programs;
 #[cfg(target_arch = "x86_64")]
 mod sequences;
 #[cfg(target_arch = "x86_64")]
 mod show;
-#[cfg(target_arch = "x86_64")]
 #[cfg(target_arch = "x86_64")]
 mod system;
 #[cfg(target_arch = "x86_64")]

@@ -1,20 +1,11 @@
 //! A bare machine for system code: tables, a few pages of every kind, and handlers that halt.
 
-use std::sync::Arc;
-use tandem_accel::AccelOps;
-use tandem_accel::bus::IoBus;
-use tandem_accel::clock::Clock;
-use tandem_accel::memory::{GuestMap, Region, RegionKind};
-use tandem_accel::vcpu::{StopReason, VcpuEvents, VcpuExit, VcpuRunner, VcpuSpec};
-use tandem_accel::x86::{
-    ATTR_DB, ATTR_G, ATTR_L, ATTR_P, ATTR_S, Segment, TableReg, X86State, seg,
-};
-use tandem_tcg::exec::Runner;
+use crate::processor::{CODE_TYPE, DATA_TYPE, PAGE, Processor, RAM, descriptor};
+use tandem_accel::vcpu::{StopReason, VcpuExit, VcpuRunner};
+use tandem_accel::x86::{ATTR_DB, ATTR_G, ATTR_L, ATTR_P, Segment, TableReg, X86State, seg};
+use tandem_tcg::BackendKind;
 use tandem_tcg::x86::bits::{cr0, cr4, rflags};
-use tandem_tcg::{BackendKind, TcgAccel, TcgOptions};
 
-const RAM: usize = 0x10_0000;
-const PAGE: u64 = 0x1000;
 const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;
 const TSS: u64 = 0x3000;
@@ -44,8 +35,6 @@ const PAGES: [(u64, u64); 8] = [
 ];
 const NX: u64 = 1 << 63;
 
-const CODE_TYPE: u32 = ATTR_P | ATTR_S | 0xb;
-const DATA_TYPE: u32 = ATTR_P | ATTR_S | 0x3;
 const TSS_TYPE: u32 = ATTR_P | 0xb;
 
 /// What code runs in.
@@ -111,27 +100,9 @@ pub enum End {
     TripleFault,
 }
 
-struct Silent;
-impl VcpuEvents for Silent {
-    fn stopped(&self, _: u32, _: StopReason) {}
-}
-
 /// The machine.
 pub struct Machine {
-    runner: Runner,
-    ram: Region,
-    accel: Arc<TcgAccel>,
-    features: tandem_tcg::x86::features::Features,
-    _map: Arc<GuestMap>,
-}
-
-/// Encodes a descriptor; `limit` is the 20-bit field.
-fn descriptor(base: u64, limit: u32, attr: u32) -> u64 {
-    u64::from(limit & 0xffff)
-        | (base & 0xff_ffff) << 16
-        | u64::from(attr & 0xf0ff) << 40
-        | u64::from(limit >> 16 & 0xf) << 48
-        | (base >> 24 & 0xff) << 56
+    cpu: Processor,
 }
 
 fn dpl(ring: u8) -> u32 {
@@ -157,59 +128,33 @@ fn data_segment(s: Setting) -> (u16, u32) {
 impl Machine {
     /// A machine whose processor is translated by this back end.
     pub fn new(backend: BackendKind) -> Machine {
-        let map = GuestMap::new();
-        let ram = map.add("ram", RegionKind::Ram, 0, RAM as u64).expect("memory");
-        let options = TcgOptions { backend, code_bytes: 16 << 20, ..TcgOptions::default() };
-        let accel = TcgAccel::new(options, Clock::new()).expect("an accelerator");
-        accel.attach_memory(&map).expect("attaches");
-        let cpuid = accel.supported_cpuid().expect("CPUID");
-        let features = tandem_tcg::x86::features::Features::of(&cpuid);
-        let spec = VcpuSpec {
-            index: 0,
-            apic_id: 0,
-            cpuid: Arc::new(cpuid),
-            tsc_hz: 1_000_000_000,
-            bus: Arc::new(IoBus::default()),
-            intc: None,
-            state: Box::default(),
-            events: Arc::new(Silent),
-        };
-        let (runner, _) = accel.runner(&spec).expect("a vCPU");
-        Machine { runner, ram, accel, features, _map: map }
+        Machine { cpu: Processor::new(backend, 16) }
     }
 
     /// Writes memory.
     pub fn poke(&self, at: u64, bytes: &[u8]) {
-        assert!(self.ram.load(at, bytes), "no memory at {at:#x}");
+        self.cpu.write(at, bytes);
     }
 
     fn poke64(&self, at: u64, v: u64) {
-        self.poke(at, &v.to_le_bytes());
+        self.cpu.write64(at, v);
     }
 
     /// Reads `len` bytes, at most 8, of memory.
     pub fn peek(&self, at: u64, len: u64) -> u64 {
         let mut b = [0; 8];
-        assert!(at + len <= RAM as u64, "no memory at {at:#x}");
-        // SAFETY: inside RAM, and the processor does not run.
-        unsafe {
-            let from = self.ram.host_addr().add(at as usize);
-            std::ptr::copy_nonoverlapping(from, b.as_mut_ptr(), len as usize);
-        }
+        self.cpu.read(at, &mut b[..len as usize]);
         u64::from_le_bytes(b)
     }
 
     /// Lays the machine out for code in this setting, and gives the state to start from.
     pub fn set_up(&mut self, s: Setting, code: &[u8]) -> X86State {
-        self.poke(0, &vec![0; RAM]);
+        self.poke(0, &vec![0; RAM as usize]);
         self.poke(CODE, &vec![HLT; 2 * PAGE as usize]);
         self.poke(CODE, code);
         self.poke(0x5_7000, &vec![HLT; PAGE as usize]);
         self.tables(s);
-        for page in (0..RAM as u64).step_by(PAGE as usize) {
-            use tandem_accel::memory::WriteWatch;
-            self.accel.tbs().written(page, PAGE as usize);
-        }
+        self.cpu.written(0, RAM);
         self.start(s)
     }
 
@@ -262,7 +207,7 @@ impl Machine {
             idtr: TableReg { base: IDT, limit: 0xfff },
             cr0: cr0::PE | cr0::MP | cr0::NE | cr0::ET | cr0::WP | cr0::AM,
             cr4: cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE,
-            xcr0: self.features.xcr0,
+            xcr0: self.cpu.features.xcr0,
             rip: CODE,
             ..X86State::default()
         };
@@ -303,9 +248,9 @@ impl Machine {
 
     /// Runs from `start`; how it ended, and the processor's state then.
     pub fn run(&mut self, s: Setting, start: &X86State) -> (End, X86State) {
-        self.runner.set_state(start).expect("a possible state");
-        let exit = self.runner.run();
-        let x = self.runner.state().expect("a state");
+        self.cpu.runner.set_state(start).expect("a possible state");
+        let exit = self.cpu.runner.run();
+        let x = self.cpu.runner.state().expect("a state");
         let end = match exit {
             VcpuExit::Halted => self.end(s, &x),
             VcpuExit::Stop(StopReason::TripleFault) => End::TripleFault,

@@ -6,22 +6,16 @@
 //! state are there for them to break, and ports and addresses without RAM have nothing behind them.
 
 use super::fuzz::{mark, variable, watch_over};
+use crate::processor::{CODE_TYPE, DATA_TYPE, Processor, RAM, descriptor};
 use crate::rng::Rng;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tandem_accel::AccelOps;
-use tandem_accel::bus::IoBus;
-use tandem_accel::clock::Clock;
-use tandem_accel::memory::{GuestMap, Region, RegionKind, WriteWatch};
-use tandem_accel::vcpu::{StopReason, VcpuEvents, VcpuExit, VcpuRunner, VcpuSpec};
-use tandem_accel::x86::{
-    ATTR_DB, ATTR_G, ATTR_L, ATTR_P, ATTR_S, Segment, TableReg, X86State, seg,
-};
-use tandem_tcg::{BackendKind, TcgAccel, TcgOptions};
+use tandem_accel::vcpu::{StopReason, VcpuExit, VcpuRunner};
+use tandem_accel::x86::{ATTR_DB, ATTR_G, ATTR_L, ATTR_P, Segment, TableReg, X86State, seg};
+use tandem_tcg::BackendKind;
+use tandem_tcg::x86::features::Features;
 
-const RAM: usize = 0x10_0000;
-const PAGE: usize = 0x1000;
 // Guest physical addresses; below 0x40000 is what a round starts from each time.
 const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;
@@ -65,14 +59,7 @@ fn set_timer(microseconds: i64) {
     unsafe { libc::setitimer(libc::ITIMER_REAL, &t, std::ptr::null_mut()) };
 }
 
-const CODE_TYPE: u32 = ATTR_P | ATTR_S | 0xb;
-const DATA_TYPE: u32 = ATTR_P | ATTR_S | 0x3;
 const USER: u32 = 3 << 5;
-
-struct Silent;
-impl VcpuEvents for Silent {
-    fn stopped(&self, _: u32, _: StopReason) {}
-}
 
 fn put(low: &mut [u8], at: u64, v: u64) {
     low[at as usize..at as usize + 8].copy_from_slice(&v.to_le_bytes());
@@ -118,8 +105,7 @@ fn low_memory(rng: &mut Rng, start: Start, halts: bool) -> Vec<u8> {
     low[HALT as usize] = 0xf4;
     let somewhere = |rng: &mut Rng| CODE + rng.below(CODE_LEN as u64);
     for (s, attr) in FLAT {
-        let d = 0xffff | u64::from(attr & 0xf0ff) << 40 | 0xf << 48;
-        put(&mut low, GDT + u64::from(s & !7), d);
+        put(&mut low, GDT + u64::from(s & !7), descriptor(0, 0xf_ffff, attr));
     }
     let tss = 0x2fff | (TSS & 0xff_ffff) << 16 | 0x89 << 40;
     put(&mut low, GDT + 0x48, tss);
@@ -160,12 +146,12 @@ fn low_memory(rng: &mut Rng, start: Start, halts: bool) -> Vec<u8> {
     low
 }
 
-fn state(rng: &mut Rng, start: Start, features: &tandem_tcg::x86::features::Features) -> X86State {
+fn state(rng: &mut Rng, start: Start, features: &Features) -> X86State {
     let mut s = X86State::default();
     for r in &mut s.gpr {
         *r = match rng.below(3) {
             0 => rng.value(),
-            1 => rng.below(RAM as u64),
+            1 => rng.below(RAM),
             _ => CODE + rng.below(CODE_LEN as u64),
         };
     }
@@ -242,45 +228,10 @@ fn fill(rng: &mut Rng, code: &mut [u8]) {
 }
 
 struct Machine {
-    runner: tandem_tcg::exec::Runner,
-    accel: Arc<TcgAccel>,
-    ram: Region,
-    features: tandem_tcg::x86::features::Features,
-    _map: Arc<GuestMap>,
+    cpu: Processor,
 }
 
 impl Machine {
-    fn new() -> (Machine, Arc<tandem_tcg::exec::Doorbell>) {
-        let map = GuestMap::new();
-        let ram = map.add("ram", RegionKind::Ram, 0, RAM as u64).expect("memory");
-        let options =
-            TcgOptions { backend: BackendKind::Jit, code_bytes: 16 << 20, ..TcgOptions::default() };
-        let accel = TcgAccel::new(options, Clock::new()).expect("an accelerator");
-        accel.attach_memory(&map).expect("attaches");
-        let cpuid = accel.supported_cpuid().expect("CPUID");
-        let features = tandem_tcg::x86::features::Features::of(&cpuid);
-        let spec = VcpuSpec {
-            index: 0,
-            apic_id: 0,
-            cpuid: Arc::new(cpuid),
-            tsc_hz: 1_000_000_000,
-            bus: Arc::new(IoBus::default()),
-            intc: None,
-            state: Box::default(),
-            events: Arc::new(Silent),
-        };
-        let (runner, bell) = accel.runner(&spec).expect("a vCPU");
-        (Machine { runner, accel, ram, features, _map: map }, bell)
-    }
-
-    fn write(&self, gpa: usize, bytes: &[u8]) {
-        // SAFETY: inside RAM, and the processor does not run.
-        unsafe {
-            let to = self.ram.host_addr().add(gpa);
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
-        }
-    }
-
     /// Runs round `n`.
     fn round(&mut self, seed: u64, n: u64, starts: &AtomicU64) {
         let mut rng =
@@ -291,24 +242,22 @@ impl Machine {
         let low = low_memory(&mut rng, start, halts);
         let mut code = vec![0; CODE_LEN];
         fill(&mut rng, &mut code);
-        self.write(CODE as usize, &code);
-        for page in (0..RAM).step_by(PAGE) {
-            self.accel.tbs().written(page as u64, PAGE);
-        }
+        self.cpu.write(CODE, &code);
+        self.cpu.written(0, RAM);
         for _ in 0..if halts { STARTS_PER_ROUND } else { 1 } {
             starts.fetch_add(1, Ordering::Relaxed);
-            self.write(0, &low);
+            self.cpu.write(0, &low);
             self.start(&mut rng, start);
         }
     }
 
     fn start(&mut self, rng: &mut Rng, start: Start) {
-        let s = state(rng, start, &self.features);
-        if let Err(e) = self.runner.set_state(&s) {
+        let s = state(rng, start, &self.cpu.features);
+        if let Err(e) = self.cpu.runner.set_state(&s) {
             panic!("{start:?}: {e}");
         }
         set_timer(LONGEST);
-        let exit = self.runner.run();
+        let exit = self.cpu.runner.run();
         set_timer(0);
         match exit {
             VcpuExit::Kicked | VcpuExit::Halted | VcpuExit::TurnOver => {}
@@ -327,9 +276,9 @@ fn garbage() {
     let blocks = variable("GARBAGE_BLOCKS").unwrap_or(100_000);
     let only = variable("FUZZ_ONLY");
     watch_over();
-    let (mut m, bell) = Machine::new();
-    KICKED.store((&raw const bell.kicked).cast_mut(), Ordering::Relaxed);
-    let request = &raw const m.runner.env().core.exit_request;
+    let mut m = Machine { cpu: Processor::new(BackendKind::Jit, 16) };
+    KICKED.store((&raw const m.cpu.bell.kicked).cast_mut(), Ordering::Relaxed);
+    let request = &raw const m.cpu.runner.env().core.exit_request;
     EXIT_REQUEST.store(request.cast_mut(), Ordering::Relaxed);
     // SAFETY: the handler keeps to what handlers may do.
     unsafe { libc::signal(libc::SIGALRM, on_timer as *const () as usize) };
@@ -351,7 +300,7 @@ fn garbage() {
         })
     };
     let begin = Instant::now();
-    let translated = |m: &Machine| m.accel.tbs().counters.translations.load(Ordering::Relaxed);
+    let translated = |m: &Machine| m.cpu.accel.tbs().counters.translations.load(Ordering::Relaxed);
     let (mut n, mut said) = (0, Instant::now());
     while translated(&m) < blocks {
         let this = only.unwrap_or(n);

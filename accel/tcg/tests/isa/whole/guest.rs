@@ -6,20 +6,16 @@ use super::layout::{
     selectors,
 };
 use super::state::{FLAGS, Outcome, State, Trap, has_error};
-use std::sync::Arc;
-use tandem_accel::AccelOps;
-use tandem_accel::bus::IoBus;
-use tandem_accel::clock::Clock;
-use tandem_accel::memory::{GuestMap, Region, RegionKind, WriteWatch};
-use tandem_accel::vcpu::{StopReason, VcpuEvents, VcpuExit, VcpuRunner, VcpuSpec};
+use crate::processor::{CODE_TYPE, DATA_TYPE, Processor, RAM, descriptor};
+use tandem_accel::vcpu::{VcpuExit, VcpuRunner};
 use tandem_accel::x86::{
-    ATTR_DB, ATTR_G, ATTR_L, ATTR_P, ATTR_S, ATTR_UNUSABLE, Segment, TableReg, X86State, seg,
+    ATTR_DB, ATTR_G, ATTR_L, ATTR_P, ATTR_UNUSABLE, Segment, TableReg, X86State, seg,
 };
-use tandem_tcg::exec::Runner;
+use tandem_tcg::BackendKind;
 use tandem_tcg::x86::bits::{cr0, cr4, rflags};
 use tandem_tcg::x86::exception::vector;
+use tandem_tcg::x86::features::Features;
 use tandem_tcg::x86::{flags, x87};
-use tandem_tcg::{BackendKind, TcgAccel, TcgOptions};
 
 // Guest physical addresses.
 const GDT: u64 = 0x1000;
@@ -31,37 +27,17 @@ const HANDLERS: u64 = 0x9000;
 const TABLES: u64 = 0x1_0000;
 const DATA_AT: u64 = 0x4_0000;
 const CODE_AT: u64 = 0x4_8000;
-const RAM: u64 = 0x10_0000;
 /// Where the kernel sees physical memory.
 const KERNEL: u64 = 0xffff_8000_0000_0000;
 const KERNEL_CS: u16 = 0x10;
 const TSS_SELECTOR: u16 = 0x40;
 const LDT_SELECTOR: u16 = 0x50;
 
-const CODE_TYPE: u32 = ATTR_P | ATTR_S | 0xb;
-const DATA_TYPE: u32 = ATTR_P | ATTR_S | 0x3;
 const USER: u32 = 3 << 5;
-
-struct Silent;
-impl VcpuEvents for Silent {
-    fn stopped(&self, _: u32, _: StopReason) {}
-}
 
 /// A translated processor.
 pub struct Guest {
-    runner: Runner,
-    accel: Arc<TcgAccel>,
-    ram: Region,
-    _map: Arc<GuestMap>,
-}
-
-/// Encodes a descriptor; `limit` is the 20-bit field.
-fn descriptor(base: u64, limit: u32, attr: u32) -> u64 {
-    u64::from(limit & 0xffff)
-        | (base & 0xff_ffff) << 16
-        | u64::from(attr & 0xf0ff) << 40
-        | u64::from(limit >> 16 & 0xf) << 48
-        | (base >> 24 & 0xff) << 56
+    cpu: Processor,
 }
 
 /// The segment that `selector` names.
@@ -80,36 +56,29 @@ fn segment(selector: u16) -> Segment {
 }
 
 struct Tables<'a> {
-    ram: &'a Region,
+    cpu: &'a Processor,
     next: u64,
 }
 
 impl Tables<'_> {
-    fn poke(&self, gpa: u64, v: u64) {
-        assert!(self.ram.load(gpa, &v.to_le_bytes()));
-    }
-    fn peek(&self, gpa: u64) -> u64 {
-        // SAFETY: inside RAM; nothing runs.
-        unsafe { self.ram.host_addr().add(gpa as usize).cast::<u64>().read() }
-    }
     /// Maps a 4 KiB page with these bits in its entry.
     fn map(&mut self, addr: u64, gpa: u64, bits: u64) {
         let mut table = TABLES;
         for level in [39, 30, 21] {
             let at = table + (addr >> level & 0x1ff) * 8;
-            if self.peek(at) == 0 {
+            if self.cpu.read64(at) == 0 {
                 self.next += 0x1000;
                 // Present, writable, user.
-                self.poke(at, self.next | 7);
+                self.cpu.write64(at, self.next | 7);
             }
-            table = self.peek(at) & !0xfff;
+            table = self.cpu.read64(at) & !0xfff;
         }
-        self.poke(table + (addr >> 12 & 0x1ff) * 8, gpa | bits);
+        self.cpu.write64(table + (addr >> 12 & 0x1ff) * 8, gpa | bits);
     }
 }
 
-fn fill_memory(ram: &Region) {
-    let mut t = Tables { ram, next: TABLES };
+fn fill_memory(cpu: &Processor) {
+    let mut t = Tables { cpu, next: TABLES };
     const NX: u64 = 1 << 63;
     for page in (0..RAM).step_by(0x1000) {
         t.map(KERNEL + page, page, 3);
@@ -123,19 +92,19 @@ fn fill_memory(ram: &Region) {
         t.map(CODE + page, CODE_AT + page, 5);
     }
     for s in [USER_CS, USER32_CS, USER_DS] {
-        t.poke(GDT + u64::from(s & !7), descriptor(0, 0xf_ffff, segment(s).attr));
+        cpu.write64(GDT + u64::from(s & !7), descriptor(0, 0xf_ffff, segment(s).attr));
     }
-    t.poke(GDT + u64::from(KERNEL_CS), descriptor(0, 0xf_ffff, CODE_TYPE | ATTR_L | ATTR_G));
+    cpu.write64(GDT + u64::from(KERNEL_CS), descriptor(0, 0xf_ffff, CODE_TYPE | ATTR_L | ATTR_G));
     for s in [CS16, DS16] {
         let d = segment(s);
-        t.poke(LDT + u64::from(s & !7), descriptor(d.base, d.limit, d.attr));
+        cpu.write64(LDT + u64::from(s & !7), descriptor(d.base, d.limit, d.attr));
     }
     let tss = KERNEL + TSS;
-    t.poke(GDT + u64::from(TSS_SELECTOR), descriptor(tss, 0xfff, ATTR_P | 0xb));
-    t.poke(GDT + u64::from(TSS_SELECTOR) + 8, tss >> 32);
+    cpu.write64(GDT + u64::from(TSS_SELECTOR), descriptor(tss, 0xfff, ATTR_P | 0xb));
+    cpu.write64(GDT + u64::from(TSS_SELECTOR) + 8, tss >> 32);
     // RSP0, and no I/O permission map.
-    t.poke(TSS + 4, KERNEL + STACK);
-    t.poke(TSS + 0x60, 0xffff << 48);
+    cpu.write64(TSS + 4, KERNEL + STACK);
+    cpu.write64(TSS + 0x60, 0xffff << 48);
     for v in 0..256u64 {
         let to = KERNEL + HANDLERS + v;
         // Linux lets programs raise #BP, #OF and its system call.
@@ -144,13 +113,13 @@ fn fill_memory(ram: &Region) {
             | u64::from(KERNEL_CS) << 16
             | (0x8e | dpl << 5) << 40
             | (to >> 16 & 0xffff) << 48;
-        t.poke(IDT + 16 * v, gate);
-        t.poke(IDT + 16 * v + 8, to >> 32);
-        assert!(ram.load(HANDLERS + v, &[super::layout::END]));
+        cpu.write64(IDT + 16 * v, gate);
+        cpu.write64(IDT + 16 * v + 8, to >> 32);
+        cpu.write(HANDLERS + v, &[super::layout::END]);
     }
 }
 
-fn kernel_state(features: &tandem_tcg::x86::features::Features) -> X86State {
+fn kernel_state(features: &Features) -> X86State {
     let mut s = X86State {
         gdtr: TableReg { base: KERNEL + GDT, limit: 0xfff },
         idtr: TableReg { base: KERNEL + IDT, limit: 0xfff },
@@ -171,67 +140,34 @@ fn kernel_state(features: &tandem_tcg::x86::features::Features) -> X86State {
 impl Guest {
     /// A processor on this back end.
     pub fn new(backend: BackendKind) -> Guest {
-        let map = GuestMap::new();
-        let ram = map.add("ram", RegionKind::Ram, 0, RAM).expect("memory");
-        fill_memory(&ram);
-        let options = TcgOptions { backend, code_bytes: 32 << 20, ..TcgOptions::default() };
-        let accel = TcgAccel::new(options, Clock::new()).expect("an accelerator");
-        accel.attach_memory(&map).expect("attaches");
-        let cpuid = accel.supported_cpuid().expect("CPUID");
-        let features = tandem_tcg::x86::features::Features::of(&cpuid);
-        let spec = VcpuSpec {
-            index: 0,
-            apic_id: 0,
-            cpuid: Arc::new(cpuid),
-            tsc_hz: 1_000_000_000,
-            bus: Arc::new(IoBus::default()),
-            intc: None,
-            state: Box::new(kernel_state(&features)),
-            events: Arc::new(Silent),
-        };
-        let (runner, _) = accel.runner(&spec).expect("a vCPU");
-        Guest { runner, accel, ram, _map: map }
-    }
-
-    fn copy_in(&self, gpa: u64, bytes: &[u8]) {
-        // SAFETY: inside RAM, and the processor does not run.
-        unsafe {
-            let to = self.ram.host_addr().add(gpa as usize);
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
-        }
-    }
-
-    fn copy_out(&self, gpa: u64, bytes: &mut [u8]) {
-        // SAFETY: as above.
-        unsafe {
-            let from = self.ram.host_addr().add(gpa as usize);
-            std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len());
-        }
+        let mut cpu = Processor::new(backend, 32);
+        fill_memory(&cpu);
+        let state = kernel_state(&cpu.features);
+        cpu.runner.set_state(&state).expect("a possible state");
+        Guest { cpu }
     }
 
     /// Runs the program in `memory` from `state` in code of size `bits`; afterwards `memory.data` is
     /// what it left.
     pub fn run(&mut self, state: &State, memory: &mut Memory, bits: u32) -> Outcome {
-        self.copy_in(DATA_AT, &memory.data);
-        self.copy_in(DATA_AT + DATA_LEN as u64, &memory.read_only);
+        self.cpu.write(DATA_AT, &memory.data);
+        self.cpu.write(DATA_AT + DATA_LEN as u64, &memory.read_only);
         assert_eq!(memory.read_only.len(), READ_ONLY_LEN);
-        self.copy_in(CODE_AT, &memory.code);
-        for page in (0..CODE_LEN).step_by(0x1000) {
-            self.accel.tbs().written(CODE_AT + page as u64, 0x1000);
-        }
+        self.cpu.write(CODE_AT, &memory.code);
+        self.cpu.written(CODE_AT, CODE_LEN as u64);
         self.put(state, bits);
-        match self.runner.run() {
+        match self.cpu.runner.run() {
             VcpuExit::Halted => {}
             VcpuExit::Kicked => panic!("nobody kicks"),
             VcpuExit::TurnOver => panic!("nobody shares its thread"),
             VcpuExit::Stop(why) => panic!("the processor stopped: {why:?}"),
         }
-        self.copy_out(DATA_AT, &mut memory.data);
+        self.cpu.read(DATA_AT, &mut memory.data);
         self.get(bits)
     }
 
     fn put(&mut self, s: &State, bits: u32) {
-        let env = self.runner.env();
+        let env = self.cpu.runner.env();
         env.x87_sync();
         let cpu = &mut env.cpu;
         cpu.gpr = s.gpr;
@@ -267,7 +203,7 @@ impl Guest {
     }
 
     fn get(&mut self, bits: u32) -> Outcome {
-        let env = self.runner.env();
+        let env = self.cpu.runner.env();
         env.x87_sync();
         let cpu = &env.cpu;
         let v = cpu.rip.wrapping_sub(KERNEL + HANDLERS + 1);
@@ -289,11 +225,7 @@ impl Guest {
         s.k = env.core.opmask;
         s.mxcsr = env.core.mxcsr;
         let addr = if v == vector::PF { cpu.cr2 } else { 0 };
-        let word = |n: u64| {
-            let mut b = [0; 8];
-            self.copy_out(at + 8 * n, &mut b);
-            u64::from_le_bytes(b)
-        };
+        let word = |n: u64| self.cpu.read64(at + 8 * n);
         let (error, frame) = if has_error(v) { (word(0), 1) } else { (0, 0) };
         s.rip = word(frame);
         s.flags = word(frame + 2) & FLAGS;
