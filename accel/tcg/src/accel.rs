@@ -194,7 +194,7 @@ impl TcgAccel {
     /// # Errors
     /// There is no memory for its state, or `spec.state` is an impossible one.
     pub fn runner(&self, spec: &VcpuSpec) -> Result<(Runner, Arc<Doorbell>)> {
-        let bell = Doorbell::new(VcpuControl::new());
+        let bell = Doorbell::new(spec.apic_id, VcpuControl::new());
         let runner = self.runner_with(spec, bell.clone())?;
         Ok((runner, bell))
     }
@@ -275,7 +275,7 @@ impl AccelOps for TcgAccel {
 
     fn create_vcpu_thread(&self, spec: VcpuSpec) -> Result<VcpuHandle> {
         let control = VcpuControl::new();
-        let bell = Doorbell::new(control.clone());
+        let bell = Doorbell::new(spec.apic_id, control.clone());
         let runner = self.runner_with(&spec, bell.clone())?;
         let (index, events, loop_control) = (spec.index, spec.events, control.clone());
         if let Some((turns, pace)) = &self.turns {

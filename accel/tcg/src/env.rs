@@ -43,6 +43,8 @@ pub struct Core {
     pub restarting: u8,
     /// No other vCPU is in generated code or a helper.
     pub alone: u8,
+    /// PAUSEs executed, wrapping.
+    pub pauses: u32,
     /// Guest MXCSR.
     pub mxcsr: u32,
     /// Host MXCSR while guest code runs.

@@ -276,7 +276,7 @@ mod tests {
         let clock = Clock::new();
         let pace = Pace::new(clock.clone(), icount);
         clock.resume();
-        (clock, pace, Doorbell::new(VcpuControl::new()), AtomicI64::new(0))
+        (clock, pace, Doorbell::new(0, VcpuControl::new()), AtomicI64::new(0))
     }
 
     #[test]

@@ -256,6 +256,7 @@ impl VcpuRunner for Runner {
     fn set_state(&mut self, s: &X86State) -> Result<()> {
         let env = self.env();
         state::load(env, s)?;
+        env.vcpu().bell.take_unhalt();
         env.tlb_flush_all();
         env.core.mode = Mode::of(&env.cpu).bits();
         Ok(())

@@ -57,6 +57,9 @@ pub struct Doorbell {
     followed: AtomicU64,
     /// In generated code, or about to be.
     inside: AtomicBool,
+    /// Another vCPU has ended this one's halt, or the next one.
+    unhalted: AtomicBool,
+    apic_id: u32,
     control: Arc<VcpuControl>,
 }
 
@@ -67,14 +70,16 @@ unsafe impl Send for Doorbell {}
 unsafe impl Sync for Doorbell {}
 
 impl Doorbell {
-    /// For the vCPU with this control.
-    pub fn new(control: Arc<VcpuControl>) -> Arc<Doorbell> {
+    /// For the vCPU with this local APIC ID and this control.
+    pub fn new(apic_id: u32, control: Arc<VcpuControl>) -> Arc<Doorbell> {
         Arc::new(Doorbell {
             exit_request: Mutex::new(None),
             kicked: AtomicBool::new(false),
             mail: Mutex::default(),
             followed: AtomicU64::new(ASLEEP),
             inside: AtomicBool::new(false),
+            unhalted: AtomicBool::new(false),
+            apic_id,
             control,
         })
     }
@@ -114,6 +119,14 @@ impl Doorbell {
         }
         // Stores to guest memory made so far are visible to whoever reads this.
         self.followed.store(mail.ticket, Ordering::Release);
+    }
+    /// Whether a halt ends that nothing else ends: [`Shared::unhalt`] since the last look.
+    pub fn take_unhalt(&self) -> bool {
+        self.unhalted.load(Ordering::Relaxed) && self.unhalted.swap(false, Ordering::Acquire)
+    }
+    /// Whether [`Doorbell::take_unhalt`] would say so.
+    pub fn is_unhalted(&self) -> bool {
+        self.unhalted.load(Ordering::Relaxed)
     }
     fn post(&self, note: WatchNote, ticket: u64) {
         let mut m = self.mail.lock().unwrap();
@@ -169,6 +182,14 @@ impl Shared {
     /// Adds a vCPU.
     pub fn add(&self, bell: Arc<Doorbell>) {
         self.vcpus.write().unwrap().push(bell);
+    }
+    /// Ends the halt of the vCPU with this local APIC ID, or the next if it does not halt now; as an
+    /// interrupt would, but whether it takes interrupts or not. Nothing happens if there is none.
+    pub fn unhalt(&self, apic_id: u32) {
+        if let Some(bell) = self.vcpus.read().unwrap().iter().find(|v| v.apic_id == apic_id) {
+            bell.unhalted.store(true, Ordering::Release);
+            bell.kick();
+        }
     }
     /// The vCPU of `bell` enters; waits while somebody else has a section.
     pub fn running<'a>(&'a self, bell: &'a Doorbell) -> Running<'a> {
@@ -268,7 +289,7 @@ mod tests {
     use super::*;
 
     fn vcpus(shared: &Shared, n: usize) -> Vec<Arc<Doorbell>> {
-        let bells: Vec<_> = (0..n).map(|_| Doorbell::new(VcpuControl::new())).collect();
+        let bells: Vec<_> = (0..n as u32).map(|id| Doorbell::new(id, VcpuControl::new())).collect();
         bells.iter().for_each(|b| shared.add(b.clone()));
         bells
     }

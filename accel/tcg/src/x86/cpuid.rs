@@ -120,6 +120,7 @@ const OWN: &[&str] = &[
     "kvm-nopiodelay",
     "kvmclock",
     "kvmclock-stable-bit",
+    "kvm-pv-unhalt",
 ];
 
 /// What is passed through to the host's processor, and so given where the host has it.

@@ -198,6 +198,9 @@ pub fn poll(env: &mut Env) -> Poll {
         env.vcpu().counters.interrupts.hit();
         return finish(env, Event::Interrupt(v));
     }
+    if env.cpu.halted && env.vcpu().bell.take_unhalt() {
+        env.cpu.halted = false;
+    }
     if env.cpu.halted { Poll::Idle } else { Poll::Run }
 }
 

@@ -190,7 +190,7 @@ pub fn save(env: &Env) -> X86State {
         msrs,
         mp: if cpu.wait_sipi {
             MpState::WaitForSipi
-        } else if cpu.halted {
+        } else if cpu.halted && !env.vcpu().bell.is_unhalted() {
             MpState::Halted
         } else {
             MpState::Runnable

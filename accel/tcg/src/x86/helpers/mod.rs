@@ -10,6 +10,7 @@
 mod bcd;
 mod fault;
 mod flags;
+mod hypercall;
 mod misc;
 pub(crate) mod mmx;
 pub(crate) mod pcmpstr;
@@ -166,10 +167,11 @@ helpers! {
     XSETBV = system::xsetbv, SYSTEM;
     RDPKRU = system::rdpkru, READ_FAULT;
     WRPKRU = system::wrpkru, READ_FAULT;
+    PAUSE = system::pause, PURE;
     MONITOR = system::monitor, READ_FAULT;
     MWAIT = system::mwait, READ_FAULT;
     WBINVD = system::wbinvd, FAULT;
-    HYPERCALL = system::hypercall, SYSTEM;
+    HYPERCALL = hypercall::hypercall, SYSTEM;
     INSN_BREAKPOINT = system::insn_breakpoint, READ_FAULT;
 
     // ---- vector and x87 ----

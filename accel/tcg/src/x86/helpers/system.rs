@@ -502,6 +502,22 @@ pub extern "C" fn monitor(p: *mut Env, addr: u64) -> u64 {
     done(env, r)
 }
 
+/// PAUSE in a loop means that somebody else has to get on first, and on a host that has fewer cores
+/// than there are vCPUs that may be one that waits for this very core: every so often the turn is
+/// given away, as hardware does with pause-loop exiting (SDM vol. 3 §26.1.3).
+pub extern "C" fn pause(p: *mut Env) -> u64 {
+    /// Some microseconds of nothing but pauses.
+    const WINDOW: u32 = 64;
+    let core = &mut env(p).core;
+    core.pauses = core.pauses.wrapping_add(1);
+    if core.pauses.is_multiple_of(WINDOW) {
+        std::thread::yield_now();
+    } else {
+        std::hint::spin_loop();
+    }
+    0
+}
+
 /// MWAIT: a store to the monitored line is not watched, so it returns at once, as it may for any
 /// reason (SDM vol. 2).
 pub extern "C" fn mwait(p: *mut Env) -> u64 {
@@ -514,27 +530,6 @@ pub extern "C" fn mwait(p: *mut Env) -> u64 {
         std::thread::yield_now();
     }
     done(env, r)
-}
-
-/// VMCALL and VMMCALL. A guest that sees KVM's leaves gets KVM's answers (Linux
-/// `Documentation/virt/kvm/x86/hypercalls.rst`): none of the calls is offered, so all but the
-/// historical poll of the virtual APIC are unknown.
-pub extern "C" fn hypercall(p: *mut Env) -> u64 {
-    const VAPIC_POLL_IRQ: u64 = 1;
-    const EPERM: i64 = -1;
-    const ENOSYS: i64 = -1000;
-    let env = env(p);
-    if env.cpu.feat.kvm == 0 || env.cpu.real_mode() {
-        return raise(env, Exception::UD);
-    }
-    let mask = if env.cpu.code64() { u64::MAX } else { u32::MAX.into() };
-    let answer = match env.cpu.gpr[gpr::RAX] & mask {
-        _ if env.cpu.cpl() != 0 => EPERM,
-        VAPIC_POLL_IRQ => 0,
-        _ => ENOSYS,
-    };
-    env.cpu.gpr[gpr::RAX] = answer as u64 & mask;
-    0
 }
 
 /// INVD, WBINVD, WBNOINVD: there is no cache to write back; only the privilege check is left.
@@ -671,21 +666,6 @@ mod tests {
         assert_eq!((b.env().cpu.rip, b.env().cpu.cpl()), (0x4000, 0));
         assert_eq!(b.env().cpu.dr6 & crate::x86::bits::dr6::BS, crate::x86::bits::dr6::BS);
         assert_eq!(b.peek64(0x9000 - 40), 0x7002);
-    }
-
-    #[test]
-    fn hypercalls() {
-        let mut b = Bench::new();
-        b.long(0);
-        b.env().cpu.gpr[gpr::RAX] = 77;
-        hypercall(b.env());
-        assert_eq!(b.env().cpu.gpr[gpr::RAX] as i64, -1000);
-        b.long(3);
-        hypercall(b.env());
-        assert_eq!(b.env().cpu.gpr[gpr::RAX] as i64, -1);
-        b.env().cpu.feat.kvm = 0;
-        hypercall(b.env());
-        assert_eq!(fault(&mut b), Some(Exception::UD));
     }
 
     #[test]

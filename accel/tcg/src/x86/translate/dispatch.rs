@@ -4,6 +4,7 @@ use super::string::{Kind, string};
 use super::{Translator, alu, bcd, bits, control, mov, muldiv, shift, simd, stack, system, x87};
 use crate::exec::leave;
 use crate::x86::bits::rflags::CF;
+use crate::x86::helpers;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use tandem_jit::ir::{Cond, Inst, Op, PTR_READ, Val, Width};
 
@@ -119,7 +120,10 @@ fn other(t: &mut Translator, insn: &Instruction) -> bool {
     match insn.mnemonic() {
         // Hints. RDSSP is one while shadow stacks are off.
         Pause if t.counts() => t.leave_next(leave::YIELD),
-        Nop | Pause | Endbr64 | Endbr32 | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2
+        Pause => {
+            t.b.call_void(helpers::PAUSE, &[]);
+        }
+        Nop | Endbr64 | Endbr32 | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2
         | Prefetchw | Prefetch | Prefetchwt1 | Reservednop | Cldemote | Prefetchit0
         | Prefetchit1 | Rdsspd | Rdsspq => {}
         Lfence | Serialize => {}
