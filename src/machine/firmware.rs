@@ -89,7 +89,7 @@ impl Firmware {
                     1,
                     DebugCon::new(Arc::new(chardev)),
                 )
-                .map_err(super::q35::cannot("the firmware's debug console"))?;
+                .map_err(super::backbone::cannot("the firmware's debug console"))?;
         }
         Ok(Firmware { flash, shadow, fw_cfg: None })
     }
@@ -109,7 +109,7 @@ impl Firmware {
         let device = FwCfg::new(items, memory.clone());
         bus.pio
             .insert("fw_cfg", fw_cfg::PORT.into(), fw_cfg::PORTS, device.clone())
-            .map_err(super::q35::cannot("fw_cfg"))?;
+            .map_err(super::backbone::cannot("fw_cfg"))?;
         self.fw_cfg = Some(device);
         Ok(())
     }
@@ -270,7 +270,7 @@ impl Facts<'_> {
     pub fn in_place(&self) -> Result<InPlace, Failure> {
         let room = SMBIOS - acpi::BIOS_AREA;
         let acpi = acpi::layout(&self.board(), acpi::BIOS_AREA, room)
-            .map_err(super::q35::cannot("the ACPI tables"))?;
+            .map_err(super::backbone::cannot("the ACPI tables"))?;
         let name = ("tandem".to_string(), env!("CARGO_PKG_VERSION").to_string());
         let smbios = self.smbios(Some(name)).placed(SMBIOS as u32);
         Ok(InPlace { acpi, smbios })

@@ -11,12 +11,11 @@
 //! A kernel finds the devices in the ACPI tables. For one that is told `acpi=off`, and so uses the
 //! PICs only, they are named on its command line: `virtio_mmio.device=512@0xfeb00000:5`.
 
+use super::backbone::{Backbone, cannot, map};
 use super::board::Board;
 use super::cpu::Processors;
 use super::inbox::Inbox;
-use super::memmap::MemoryMap;
 use super::peripherals::Peripherals;
-use super::q35::{Interrupts, cannot, map};
 use super::{Failure, drives, networks};
 use crate::config::{Device as Configured, VmConfig};
 use std::collections::BTreeMap;
@@ -29,19 +28,15 @@ use tandem_backends::chardev::Chardev;
 use tandem_devices::acpi;
 use tandem_devices::legacy::acpi_pm::{AcpiPm, PM_BASE, PM_SIZE};
 use tandem_devices::legacy::reset::{RESET_PORT, ResetControl};
-use tandem_devices::legacy::serial::{COM, PORTS, Serial};
+use tandem_devices::legacy::serial::{COM, Serial};
 use tandem_devices::pci::Bus;
-use tandem_devices::registry::{self, Backends, BusKind, DeviceContext, Directory};
-use tandem_devices::timer::pit::{PIT_PORT, PORT_B, Pit};
+use tandem_devices::registry::{self, Backends, BusKind, DeviceContext};
 use tandem_devices::timer::pm_timer::PmTimerWidth;
-use tandem_devices::timer::rtc::{RTC_PORT, Rtc};
 use tandem_devices::virtio::mmio::{REGISTERS, Slot, Slots};
 use vm_memory::{Bytes, GuestAddress};
 
 /// The machine type's name.
 pub const NAME: &str = "microvm";
-const PIT_IRQ: u32 = 0;
-const RTC_IRQ: u32 = 8;
 const SCI: u32 = 9;
 /// Registers of the first virtio device.
 const VIRTIO: u64 = 0xfeb0_0000;
@@ -80,14 +75,9 @@ pub fn command_line(config: &VmConfig) -> String {
 
 /// The chips of a microvm.
 pub struct Microvm {
-    bus: Arc<IoBus>,
-    interrupts: Interrupts,
-    /// Absent if it is part of the accelerator's interrupt chips.
-    pit: Option<Arc<Pit>>,
-    rtc: Arc<Rtc>,
+    backbone: Backbone,
     pm: Arc<AcpiPm>,
     reset_control: Arc<ResetControl>,
-    serials: Vec<Arc<Serial>>,
     peripherals: Peripherals,
     tables: acpi::Image,
 }
@@ -102,65 +92,38 @@ impl Microvm {
         (chardevs, named): (&[Arc<Chardev>], &BTreeMap<String, Arc<Chardev>>),
         inbox: &Arc<Inbox>,
     ) -> Result<Microvm, Failure> {
-        let bus = Arc::new(IoBus::default());
-        let interrupts = Interrupts::new(accel, processors, &bus)?;
-        let line = |gsi| interrupts.inputs.line(gsi);
-        let mut serials = Vec::new();
-        for (i, (chardev, (port, irq))) in chardevs.iter().zip(COM).enumerate() {
-            let serial = Serial::new(line(irq), chardev.clone());
-            map(&bus.pio, &format!("COM{}", i + 1), port.into(), PORTS, serial.clone())?;
-            serials.push(serial);
-        }
-        let clock = accel.clock();
-        let ram = MemoryMap::new(config.memory);
-        let epoch = i64::try_from(clock.epoch()).unwrap_or(i64::MAX);
-        let rtc = Rtc::new(&clock, line(RTC_IRQ), epoch);
-        rtc.set_memory(ram.low_end, ram.high);
-        map(&bus.pio, "RTC", RTC_PORT.into(), 2, rtc.clone())?;
-        let pit = interrupts.chips.is_some().then(|| Pit::new(&clock, line(PIT_IRQ)));
-        if let Some(pit) = &pit {
-            map(&bus.pio, "PIT", PIT_PORT.into(), 4, pit.clone())?;
-            map(&bus.pio, "system control port B", PORT_B.into(), 1, pit.port_b())?;
-        }
+        let backbone = Backbone::build(config, accel, processors, chardevs)?;
+        let Backbone { bus, interrupts, clock, .. } = &backbone;
         // A kernel that starts without firmware finds ACPI mode on.
-        let pm = AcpiPm::new(&clock, line(SCI), inbox.clone(), PmTimerWidth::Bits24, true);
+        let sci = interrupts.inputs.line(SCI);
+        let pm = AcpiPm::new(clock, sci, inbox.clone(), PmTimerWidth::Bits24, true);
         map(&bus.pio, "ACPI PM", PM_BASE.into(), PM_SIZE, pm.clone())?;
         let reset_control = ResetControl::new(inbox.clone());
         map(&bus.pio, "reset control", RESET_PORT.into(), 1, reset_control.clone())?;
         let places = Arc::new(Slots::new(slots()));
-        let drives = drives::open_all(config)?;
+        let backends = Backends {
+            drives: drives::open_all(config)?,
+            networks: networks::start_all(config)?,
+            chardevs: named.iter().map(|(n, c)| (n.clone(), c.clone() as _)).collect(),
+        };
         let context = DeviceContext {
-            io: bus.clone(),
-            irqs: interrupts.inputs.clone(),
-            msi: interrupts.msi.clone(),
-            clock,
-            memory: memory.clone(),
-            power: inbox.clone(),
-            pci: None,
-            buses: Default::default(),
-            boot_order: Default::default(),
             virtio_mmio: Some(places.clone()),
-            backends: Backends {
-                drives,
-                networks: networks::start_all(config)?,
-                chardevs: named.iter().map(|(n, c)| (n.clone(), c.clone() as _)).collect(),
-            },
-            directory: Directory::default(),
+            ..backbone.context(memory, inbox, backends)
         };
         let mut peripherals = Peripherals::new(context);
         peripherals.install_all(&devices(config))?;
-        let tables = tables(config, processors, serials.len(), places.taken())?;
-        Ok(Microvm { bus, interrupts, pit, rtc, pm, reset_control, serials, peripherals, tables })
+        let tables = tables(config, processors, backbone.serials.len(), places.taken())?;
+        Ok(Microvm { backbone, pm, reset_control, peripherals, tables })
     }
 }
 
 impl Board for Microvm {
     fn bus(&self) -> &Arc<IoBus> {
-        &self.bus
+        &self.backbone.bus
     }
 
     fn serials(&self) -> &[Arc<Serial>] {
-        &self.serials
+        &self.backbone.serials
     }
 
     fn peripherals(&self) -> &Peripherals {
@@ -177,7 +140,7 @@ impl Board for Microvm {
     }
 
     fn cpu_intc(&self, index: usize) -> Option<Arc<dyn CpuIntc>> {
-        self.interrupts.cpu_intc(index)
+        self.backbone.interrupts.cpu_intc(index)
     }
 
     fn rsdp(&self) -> Option<u64> {
@@ -196,19 +159,9 @@ impl Board for Microvm {
 
     fn reset(&self) {
         self.peripherals.reset();
-        self.serials.iter().for_each(|s| s.reset());
         self.pm.reset();
         self.reset_control.reset();
-        self.pit.iter().for_each(|p| p.reset());
-        self.rtc.reset();
-        self.interrupts.reset();
-    }
-}
-
-impl Drop for Microvm {
-    fn drop(&mut self) {
-        self.bus.pio.clear();
-        self.bus.mmio.clear();
+        self.backbone.reset();
     }
 }
 

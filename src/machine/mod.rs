@@ -11,6 +11,7 @@
 //! no_reboot, triple fault (unless no_shutdown keeps it for inspection), debug exit, accelerator
 //! error, quit or a signal: then vCPUs are stopped and output is drained.
 
+mod backbone;
 mod block_nodes;
 mod board;
 mod cpu;

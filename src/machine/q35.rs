@@ -7,6 +7,7 @@
 //! ```
 
 use super::Failure;
+use super::backbone::{Backbone, Interrupts, cannot, map};
 use super::board::Board;
 use super::cpu::Processors;
 use super::drives;
@@ -19,147 +20,34 @@ use crate::config::VmConfig;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use tandem_accel::bus::{BusDevice, IoBus, Space};
+use tandem_accel::bus::IoBus;
 use tandem_accel::clock::Clock;
-use tandem_accel::irq::{CpuIntc, IrqLine, IrqSink, MsiSink};
+use tandem_accel::irq::{CpuIntc, IrqLine};
 use tandem_accel::memory::{GuestMap, GuestRam};
-use tandem_accel::{AccelOps, Error, IrqChip};
+use tandem_accel::{AccelOps, Error};
 use tandem_backends::chardev::Chardev;
 use tandem_devices::ahci::Ahci;
 use tandem_devices::firmware::bootorder::BootOrder;
 use tandem_devices::firmware::shadow::Shadow;
-use tandem_devices::gsi::IrqInputs;
-use tandem_devices::irqchip::{IOAPIC_BASE, IOAPIC_SIZE, IrqChips};
 use tandem_devices::legacy::acpi_pm::{APM_PORT, AcpiPm, PM_BASE};
 use tandem_devices::legacy::debug::{POST_PORT, PostCode};
 use tandem_devices::legacy::i8042::I8042;
 use tandem_devices::legacy::reset::{PORT_A, PortA, ResetControl};
-use tandem_devices::legacy::serial::{COM, PORTS, Serial};
+use tandem_devices::legacy::serial::Serial;
 use tandem_devices::pci::assign::{Ranges, assign};
 use tandem_devices::pci::decode::Decoder;
 use tandem_devices::pci::ich9::{Ich9Lpc, Programmed};
 use tandem_devices::pci::mch::{Mch, Shadowing};
 use tandem_devices::pci::pirq::IrqRouter;
 use tandem_devices::pci::{Bus, host};
-use tandem_devices::registry::{Backends, DeviceContext, Directory};
+use tandem_devices::registry::{Backends, DeviceContext};
 use tandem_devices::timer::hpet::{HPET_BASE, HPET_SIZE, Hpet};
-use tandem_devices::timer::pit::{PIT_PORT, PORT_B, Pit};
 use tandem_devices::timer::pm_timer::PmTimerWidth;
-use tandem_devices::timer::rtc::{RTC_PORT, Rtc};
 
-const PIT_IRQ: u32 = 0;
 const KEYBOARD_IRQ: u32 = 1;
-const RTC_IRQ: u32 = 8;
 const MOUSE_IRQ: u32 = 12;
 /// Ports for BARs.
 const PCI_IO: Range<u64> = 0xc000..0x1_0000;
-
-/// Fails with what could not be made.
-pub(super) fn cannot<E: std::error::Error + Send + Sync + 'static>(
-    what: &str,
-) -> impl FnOnce(E) -> Failure {
-    move |e| Failure::Host(Error::new(format!("cannot make {what}")).caused_by(e))
-}
-
-/// Puts `dev` at these addresses.
-pub(super) fn map(
-    space: &Space,
-    name: &str,
-    start: u64,
-    len: u64,
-    dev: Arc<dyn BusDevice>,
-) -> Result<(), Failure> {
-    space.insert(name, start, len, dev).map_err(cannot(name))
-}
-
-/// The machine's interrupt inputs, whoever has the chips.
-pub(super) struct Interrupts {
-    pub inputs: IrqInputs,
-    pub msi: Arc<dyn MsiSink>,
-    /// The machine's own chips, if the accelerator has none.
-    pub chips: Option<IrqChips>,
-}
-
-impl Interrupts {
-    /// Those of `accel`, or chips of their own on `bus`.
-    pub fn new(
-        accel: &dyn AccelOps,
-        processors: &Processors,
-        bus: &IoBus,
-    ) -> Result<Self, Failure> {
-        match accel.irqchip() {
-            IrqChip::InKernel { lines, msi } => {
-                Ok(Interrupts { inputs: IrqInputs::new(lines), msi, chips: None })
-            }
-            IrqChip::Userspace => {
-                let config = processors.apic_config();
-                let chips = IrqChips::new(&processors.apic_ids, config, &accel.clock());
-                for (port, len, dev) in chips.pic.ports() {
-                    map(&bus.pio, "PIC", port.into(), len, dev)?;
-                }
-                map(&bus.mmio, "IOAPIC", IOAPIC_BASE, IOAPIC_SIZE, chips.ioapic.clone())?;
-                let sink: Arc<dyn IrqSink> = chips.router.clone();
-                let inputs = IrqInputs::new(sink);
-                Ok(Interrupts { inputs, msi: chips.router.clone(), chips: Some(chips) })
-            }
-        }
-    }
-
-    /// The local APIC of vCPU `index`, if it is not the accelerator's.
-    pub fn cpu_intc(&self, index: usize) -> Option<Arc<dyn CpuIntc>> {
-        let lapic = self.chips.as_ref()?.lapic(index)?;
-        Some(lapic)
-    }
-
-    /// RESET of the machine's own chips.
-    pub fn reset(&self) {
-        if let Some(chips) = &self.chips {
-            chips.reset();
-            chips.bus.lapics().iter().for_each(|l| l.reset());
-        }
-    }
-}
-
-/// PIT, RTC and HPET.
-struct Timers {
-    /// Absent if it is part of the accelerator's interrupt chips.
-    pit: Option<Arc<Pit>>,
-    rtc: Arc<Rtc>,
-    hpet: Arc<Hpet>,
-}
-
-impl Timers {
-    fn new(
-        clock: &Arc<Clock>,
-        interrupts: &Interrupts,
-        bus: &IoBus,
-        ram: &MemoryMap,
-    ) -> Result<Timers, Failure> {
-        let line = |gsi| interrupts.inputs.line(gsi);
-        let rtc = Rtc::new(clock, line(RTC_IRQ), i64::try_from(clock.epoch()).unwrap_or(i64::MAX));
-        rtc.set_memory(ram.low_end, ram.high);
-        map(&bus.pio, "RTC", RTC_PORT.into(), 2, rtc.clone())?;
-        let hpet = Hpet::new(clock, &interrupts.inputs);
-        map(&bus.mmio, "HPET", HPET_BASE, HPET_SIZE, hpet.clone())?;
-        let pit = interrupts.chips.is_some().then(|| Pit::new(clock, line(PIT_IRQ)));
-        if let Some(pit) = &pit {
-            map(&bus.pio, "PIT", PIT_PORT.into(), 4, pit.clone())?;
-            map(&bus.pio, "system control port B", PORT_B.into(), 1, pit.port_b())?;
-        }
-        let (their_pit, their_rtc) = (pit.clone(), rtc.clone());
-        hpet.on_legacy(move |replaced| {
-            their_pit.iter().for_each(|p| p.set_irq_enabled(!replaced));
-            their_rtc.set_irq_enabled(!replaced);
-        });
-        Ok(Timers { pit, rtc, hpet })
-    }
-
-    fn reset(&self) {
-        self.hpet.reset();
-        self.pit.iter().for_each(|p| p.reset());
-        self.rtc.reset();
-    }
-}
 
 /// The chips behind the LPC bridge that concern power, and those that software only probes for.
 struct Lpc {
@@ -202,13 +90,11 @@ impl Lpc {
 
 /// The chips of a q35 machine.
 pub struct Q35 {
-    bus: Arc<IoBus>,
-    interrupts: Interrupts,
-    timers: Timers,
+    backbone: Backbone,
+    hpet: Arc<Hpet>,
     lpc: Lpc,
     root: Arc<Bus>,
     ahci: Arc<Ahci>,
-    serials: Vec<Arc<Serial>>,
     peripherals: Peripherals,
     start: Start,
 }
@@ -231,43 +117,28 @@ impl Q35 {
         (chardevs, named): (&[Arc<Chardev>], &BTreeMap<String, Arc<Chardev>>),
         inbox: &Arc<Inbox>,
     ) -> Result<Q35, Failure> {
-        let bus = Arc::new(IoBus::default());
-        let interrupts = Interrupts::new(accel, processors, &bus)?;
-        let mut serials = Vec::new();
-        for (i, (chardev, (port, irq))) in chardevs.iter().zip(COM).enumerate() {
-            let serial = Serial::new(interrupts.inputs.line(irq), chardev.clone());
-            map(&bus.pio, &format!("COM{}", i + 1), port.into(), PORTS, serial.clone())?;
-            serials.push(serial);
-        }
-        let clock = accel.clock();
-        let timers = Timers::new(&clock, &interrupts, &bus, &MemoryMap::new(config.memory))?;
+        let backbone = Backbone::build(config, accel, processors, chardevs)?;
+        let Backbone { bus, interrupts, clock, .. } = &backbone;
+        let hpet = hpet(&backbone)?;
         let router = IrqRouter::new(&interrupts.inputs);
         let drives = drives::open_all(config)?;
         let mut firmware = match config.starts_with_firmware() {
-            true => Some(Firmware::place(config, memory, &bus, &drives)?),
+            true => Some(Firmware::place(config, memory, bus, &drives)?),
             false => None,
         };
-        let lpc = Lpc::new(&clock, &interrupts, router.sci(), &bus, inbox, firmware.is_some())?;
+        let lpc = Lpc::new(clock, interrupts, router.sci(), bus, inbox, firmware.is_some())?;
         let shadow = firmware.as_ref().map(Firmware::shadow);
-        let (root, mch) = pci(&bus, &interrupts, router, &lpc, shadow)?;
+        let (root, mch) = pci(bus, interrupts, router, &lpc, shadow)?;
         let boot_order = Arc::new(BootOrder::default());
+        let backends = Backends {
+            drives,
+            networks: networks::start_all(config)?,
+            chardevs: named.iter().map(|(n, c)| (n.clone(), c.clone() as _)).collect(),
+        };
         let context = DeviceContext {
-            io: bus.clone(),
-            irqs: interrupts.inputs.clone(),
-            msi: interrupts.msi.clone(),
-            clock,
-            memory: memory.clone(),
-            power: inbox.clone(),
             pci: Some(root.clone()),
-            buses: Default::default(),
-            directory: Directory::default(),
-            virtio_mmio: None,
             boot_order: boot_order.clone(),
-            backends: Backends {
-                drives,
-                networks: networks::start_all(config)?,
-                chardevs: named.iter().map(|(n, c)| (n.clone(), c.clone() as _)).collect(),
-            },
+            ..backbone.context(memory, inbox, backends)
         };
         let ahci = Ahci::built_in(&context).map_err(cannot("the SATA adapter"))?;
         let made = [drives::devices(config), networks::devices(config)].concat();
@@ -278,28 +149,28 @@ impl Q35 {
         let facts = Facts {
             config,
             processors,
-            serials: serials.len(),
+            serials: backbone.serials.len(),
             map: MemoryMap::new(config.memory),
         };
-        facts.to_cmos(&timers.rtc);
+        facts.to_cmos(&backbone.rtc);
         let start = match firmware.take() {
             Some(mut firmware) => {
-                firmware.offer(facts.items(mch, root.clone(), &boot_order)?, memory, &bus)?;
+                firmware.offer(facts.items(mch, root.clone(), &boot_order)?, memory, bus)?;
                 Start::Firmware(firmware)
             }
             None => Start::Kernel(facts.in_place()?),
         };
-        Ok(Q35 { bus, interrupts, timers, lpc, root, ahci, serials, peripherals, start })
+        Ok(Q35 { backbone, hpet, lpc, root, ahci, peripherals, start })
     }
 }
 
 impl Board for Q35 {
     fn bus(&self) -> &Arc<IoBus> {
-        &self.bus
+        &self.backbone.bus
     }
 
     fn serials(&self) -> &[Arc<Serial>] {
-        &self.serials
+        &self.backbone.serials
     }
 
     fn peripherals(&self) -> &Peripherals {
@@ -315,7 +186,7 @@ impl Board for Q35 {
     }
 
     fn cpu_intc(&self, index: usize) -> Option<Arc<dyn CpuIntc>> {
-        self.interrupts.cpu_intc(index)
+        self.backbone.interrupts.cpu_intc(index)
     }
 
     fn rsdp(&self) -> Option<u64> {
@@ -346,18 +217,22 @@ impl Board for Q35 {
         if let Start::Firmware(f) = &self.start {
             f.reset();
         }
-        self.serials.iter().for_each(|s| s.reset());
         self.lpc.reset();
-        self.timers.reset();
-        self.interrupts.reset();
+        self.hpet.reset();
+        self.backbone.reset();
     }
 }
 
-impl Drop for Q35 {
-    fn drop(&mut self) {
-        self.bus.pio.clear();
-        self.bus.mmio.clear();
-    }
+/// The HPET, which can take PIT's and RTC's interrupts over.
+fn hpet(backbone: &Backbone) -> Result<Arc<Hpet>, Failure> {
+    let hpet = Hpet::new(&backbone.clock, &backbone.interrupts.inputs);
+    map(&backbone.bus.mmio, "HPET", HPET_BASE, HPET_SIZE, hpet.clone())?;
+    let (pit, rtc) = (backbone.pit.clone(), backbone.rtc.clone());
+    hpet.on_legacy(move |replaced| {
+        pit.iter().for_each(|p| p.set_irq_enabled(!replaced));
+        rtc.set_irq_enabled(!replaced);
+    });
+    Ok(hpet)
 }
 
 /// The PCI root bus with host bridge and LPC bridge: as after RESET with a shadow, for firmware;
