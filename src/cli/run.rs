@@ -4,7 +4,7 @@ use super::exit;
 use crate::config::accel::{Icount, TcgOptions};
 use crate::config::monitor::{Endpoint, Mode, Monitor};
 use crate::config::{
-    Accel, Chardev, Drive, Fault, LOG_ITEMS, Netdev, Serial, Size, VmConfig, firmware, parse,
+    Accel, Chardev, Drive, Fault, LOG_ITEMS, Netdev, Rtc, Serial, Size, VmConfig, firmware, parse,
 };
 use crate::ctl::runtime;
 use clap::Args;
@@ -65,6 +65,10 @@ pub struct RunArgs {
     /// tb-size=MIB
     #[arg(long, value_name = "LIST", default_value = "auto", help_heading = "Machine")]
     accel: String,
+    /// Battery-backed clock: base=utc|localtime|DATE (such as 2026-11-20T13:45:59) is what it shows at
+    /// the start; driftfix=slew makes up for periodic ticks that came too late
+    #[arg(long, value_name = "WORDS", help_heading = "Machine")]
+    rtc: Option<String>,
     /// Machine type
     #[arg(long, value_name = "TYPE", default_value = "q35", help_heading = "Machine")]
     machine: String,
@@ -202,6 +206,9 @@ impl RunArgs {
             c.smp = smp;
         }
         self.numa.iter().for_each(|n| c.numa.add(n, &mut faults));
+        if let Some(words) = &self.rtc {
+            c.rtc = Rtc::parse(words, &mut faults);
+        }
         c.cpu = self.cpu.clone();
         c.accel = Accel::parse_list(&self.accel, &mut faults);
         if c.accel.is_empty() {

@@ -19,6 +19,7 @@ pub mod monitor;
 pub mod net;
 pub mod numa;
 pub mod parse;
+pub mod rtc;
 mod size;
 pub mod validate;
 
@@ -28,6 +29,7 @@ pub use fault::Fault;
 pub use firmware::Firmware;
 pub use net::Netdev;
 pub use numa::Numa;
+pub use rtc::Rtc;
 pub use size::Size;
 
 use serde::{Deserialize, Serialize};
@@ -52,6 +54,8 @@ pub struct VmConfig {
     pub smp: Smp,
     /// Nodes that processors and memory are in.
     pub numa: Numa,
+    /// The battery-backed clock.
+    pub rtc: Rtc,
     /// CPU model, with `+feature` and `-feature` appended by commas.
     pub cpu: String,
     /// Accelerators in order of preference.
@@ -93,6 +97,7 @@ impl Default for VmConfig {
             memory: Size::mib(512),
             smp: Smp::default(),
             numa: Numa::default(),
+            rtc: Rtc::default(),
             cpu: "max".into(),
             accel: vec![Accel::Auto],
             boot: Boot::default(),

@@ -122,7 +122,8 @@ impl Backbone {
         }
         let clock = accel.clock();
         let ram = MemoryMap::new(config.memory);
-        let rtc = Rtc::new(&clock, line(RTC_IRQ), i64::try_from(clock.epoch()).unwrap_or(i64::MAX));
+        let shown = config.rtc.base.at(i64::try_from(clock.epoch()).unwrap_or(i64::MAX));
+        let rtc = Rtc::new(&clock, line(RTC_IRQ), shown, config.rtc.lost_ticks());
         rtc.set_memory(ram.low_end, ram.high);
         map(&bus.pio, "RTC", RTC_PORT.into(), 2, rtc.clone())?;
         let pit = interrupts.chips.is_some().then(|| Pit::new(&clock, line(PIT_IRQ)));

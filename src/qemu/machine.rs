@@ -179,17 +179,12 @@ impl Builder {
 
     pub(super) fn rtc(&mut self, value: &str) -> Done {
         let mut p = Pairs::parse("rtc", value, None)?;
-        if let Some(base) = p.take("base").filter(|b| b != "utc") {
-            let what = format!("-rtc base={base} is not supported");
-            self.faults.push(Fault::new(what, "the clock shows UTC; use base=utc"));
-        }
-        if let Some(clock) = p.take("clock").filter(|c| c != "host") {
-            let what = format!("-rtc clock={clock} is not supported");
-            self.faults.push(Fault::new(what, "the clock follows the host's; use clock=host"));
-        }
-        if let Some(v) = p.take("driftfix").filter(|v| v != "none") {
-            let what = format!("-rtc driftfix={v} is not supported");
-            self.faults.push(Fault::new(what, "late ticks are not made up for; use driftfix=none"));
+        for key in ["base", "clock", "driftfix"] {
+            if let Some(value) = p.take(key)
+                && let Some(Err(f)) = self.config.rtc.set(key, &value)
+            {
+                self.faults.push(f);
+            }
         }
         self.leftovers(p, &["base", "clock", "driftfix"]);
         Ok(())

@@ -136,7 +136,7 @@ pub static OPTIONS: &[Opt] = &[
     opt("mon", "chardev=ID[,mode=control]", "monitor on a character device", Builder::mon),
     opt("name", "NAME", "name of the machine", Builder::name),
     opt("uuid", "UUID", "UUID of the machine", Builder::uuid),
-    opt("rtc", "base=utc", "clock", Builder::rtc),
+    opt("rtc", "[base=utc|localtime|DATE][,driftfix=slew]", "battery-backed clock", Builder::rtc),
     opt("boot", "key=value…", "boot order", Builder::boot),
     opt("S", "", "do not start before cont", |b, _| {
         b.config.paused = true;

@@ -14,7 +14,7 @@ use crate::state::Stateful;
 use crate::timer::hpet::{HPET_BASE, Hpet};
 use crate::timer::pit::Pit;
 use crate::timer::pm_timer::PmTimerWidth;
-use crate::timer::rtc::Rtc;
+use crate::timer::rtc::{LostTicks, Rtc};
 use std::sync::Arc;
 use tandem_accel::bus::{BusDevice, IoBus};
 use tandem_accel::clock::Clock;
@@ -48,7 +48,7 @@ fn all_chips_survive_a_hostile_guest() {
     let pit = Pit::new(&clock, inputs.line(0));
     pio(0x40, 4, pit.clone());
     pio(0x61, 1, pit.port_b());
-    let rtc = Rtc::new(&clock, inputs.line(8), 0);
+    let rtc = Rtc::new(&clock, inputs.line(8), 0, LostTicks::Slew);
     pio(0x70, 2, rtc.clone());
     let serial = Serial::new(inputs.line(4), Arc::new(NullSink));
     pio(0x3f8, 8, serial.clone());

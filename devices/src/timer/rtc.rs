@@ -76,11 +76,27 @@ pub struct RtcState {
     pub seen_tick: u64,
     /// Interrupt 8 belongs to the HPET.
     pub irq_disabled: bool,
+    /// Periodic interrupts that came while the one before had not been served; kept only where they
+    /// are to be made up for.
+    pub owed: u64,
+    /// Guest time of the next that is made up for.
+    pub repay_at: u64,
+}
+
+/// What becomes of periodic interrupts that come while the one before has not been served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LostTicks {
+    /// They are lost, as in hardware.
+    #[default]
+    Discard,
+    /// They come later, between the others, so that a guest that counts them keeps time.
+    Slew,
 }
 
 /// The RTC.
 pub struct Rtc {
     state: Mutex<RtcState>,
+    lost_ticks: LostTicks,
     clock: Arc<Clock>,
     irq: IrqLine,
     timer: Timer,
@@ -152,6 +168,8 @@ impl RtcState {
             seen_second: epoch.div_euclid(NANOS_PER_SEC as i64),
             seen_tick: 0,
             irq_disabled: false,
+            owed: 0,
+            repay_at: 0,
         }
     }
 
@@ -255,11 +273,19 @@ impl RtcState {
     }
 
     /// Works out the flags of register C up to `now`.
-    fn catch_up(&mut self, now: u64) {
+    fn catch_up(&mut self, now: u64, lost: LostTicks) {
         if let Some(p) = self.period() {
             let tick = ticks(now, CRYSTAL_HZ) / p;
+            let passed = tick.saturating_sub(self.seen_tick);
             if tick != self.seen_tick {
                 self.seen_tick = tick;
+                let told = u64::from(self.cmos[reg::C] & C_PF == 0);
+                self.cmos[reg::C] |= C_PF;
+                if lost == LostTicks::Slew && self.b() & B_PIE != 0 {
+                    self.owed = self.owed.saturating_add(passed.saturating_sub(told));
+                }
+            } else if self.owed > 0 && self.cmos[reg::C] & C_PF == 0 && now >= self.repay_at {
+                self.owed -= 1;
                 self.cmos[reg::C] |= C_PF;
             }
         }
@@ -290,16 +316,16 @@ impl RtcState {
         if self.wants_irq() {
             return None;
         }
-        let periodic = self
-            .period()
-            .filter(|_| self.b() & B_PIE != 0)
-            .map(|p| nanos((self.seen_tick + 1).saturating_mul(p), CRYSTAL_HZ));
+        let periodic = self.period().filter(|_| self.b() & B_PIE != 0).map(|p| {
+            let tick = nanos((self.seen_tick + 1).saturating_mul(p), CRYSTAL_HZ);
+            if self.owed > 0 { tick.min(self.repay_at.max(now)) } else { tick }
+        });
         let second = (self.b() & (B_AIE | B_UIE) != 0 && !self.is_stopped())
             .then(|| now + (NANOS_PER_SEC - self.utc(now).1));
         [periodic, second].into_iter().flatten().min()
     }
 
-    fn read(&mut self, index: usize, now: u64) -> u8 {
+    fn read(&mut self, index: usize, now: u64, lost: LostTicks) -> u8 {
         match index {
             0..=9 | reg::CENTURY => {
                 let alarm =
@@ -315,7 +341,9 @@ impl RtcState {
                 self.cmos[reg::A] & !A_UIP | if uip { A_UIP } else { 0 }
             }
             reg::C => {
-                self.catch_up(now);
+                self.catch_up(now, lost);
+                // At twice the rate, until all have come.
+                self.repay_at = now + self.period().map_or(0, |p| nanos(p, 2 * CRYSTAL_HZ));
                 std::mem::take(&mut self.cmos[reg::C])
             }
             reg::D => D_VALID,
@@ -323,8 +351,8 @@ impl RtcState {
         }
     }
 
-    fn write(&mut self, index: usize, v: u8, now: u64) {
-        self.catch_up(now);
+    fn write(&mut self, index: usize, v: u8, now: u64, lost: LostTicks) {
+        self.catch_up(now, lost);
         match index {
             reg::SECONDS_ALARM | reg::MINUTES_ALARM | reg::HOURS_ALARM => self.cmos[index] = v,
             0..=9 | reg::CENTURY => {
@@ -351,7 +379,7 @@ impl RtcState {
         if !was {
             self.show(now);
         }
-        let divider_was = self.cmos[reg::A] & A_DIVIDER;
+        let (divider_was, period_was) = (self.cmos[reg::A] & A_DIVIDER, self.period());
         // SET ends a running update-ended interrupt enable (data sheet, register B).
         let uie_off = if index == reg::B && v & B_SET != 0 { B_UIE } else { 0 };
         let mode_before = self.b() & (B_BINARY | B_24H);
@@ -368,6 +396,11 @@ impl RtcState {
             self.show(now);
         }
         self.seen_tick = self.period().map_or(0, |p| ticks(now, CRYSTAL_HZ) / p);
+        // What is owed is time: as many interrupts as that is at the new rate.
+        self.owed = match (period_was, self.period()) {
+            (Some(old), Some(new)) if self.b() & B_PIE != 0 => self.owed.saturating_mul(old) / new,
+            _ => 0,
+        };
         if self.wants_irq() {
             self.cmos[reg::C] |= C_IRQF;
         }
@@ -377,7 +410,7 @@ impl RtcState {
 impl Rtc {
     /// A clock that shows `epoch` (nanoseconds of UTC since 1970) at guest time 0, with interrupt
     /// 8 on `irq`.
-    pub fn new(clock: &Arc<Clock>, irq: IrqLine, epoch: i64) -> Arc<Rtc> {
+    pub fn new(clock: &Arc<Clock>, irq: IrqLine, epoch: i64, lost_ticks: LostTicks) -> Arc<Rtc> {
         Arc::new_cyclic(|me: &Weak<Rtc>| {
             let me = me.clone();
             let timer = clock.timer(move || {
@@ -387,7 +420,7 @@ impl Rtc {
                 }
             });
             let state = Mutex::new(RtcState::new(epoch));
-            Rtc { state, clock: clock.clone(), irq, timer }
+            Rtc { state, lost_ticks, clock: clock.clone(), irq, timer }
         })
     }
 
@@ -433,6 +466,7 @@ impl Rtc {
         let mut s = self.lock();
         s.cmos[reg::B] &= !(B_PIE | B_AIE | B_UIE | 0x08);
         s.cmos[reg::C] = 0;
+        s.owed = 0;
         s.irq_disabled = false;
         self.update(&mut s);
     }
@@ -444,7 +478,7 @@ impl Rtc {
     /// Brings flags, interrupt and timer up to date.
     fn update(&self, s: &mut RtcState) {
         let now = self.clock.now();
-        s.catch_up(now);
+        s.catch_up(now, self.lost_ticks);
         self.irq.set(s.wants_irq() && !s.irq_disabled);
         match s.next_event(now) {
             Some(t) => self.timer.arm(t),
@@ -462,7 +496,7 @@ impl BusDevice for Rtc {
                 0 => 0xff,
                 _ => {
                     let index = usize::from(s.index);
-                    let v = s.read(index, self.clock.now());
+                    let v = s.read(index, self.clock.now(), self.lost_ticks);
                     if index == reg::C {
                         self.update(&mut s);
                     }
@@ -479,7 +513,7 @@ impl BusDevice for Rtc {
                 s.nmi_masked = v & 0x80 != 0;
             } else {
                 let index = usize::from(s.index);
-                s.write(index, v, self.clock.now());
+                s.write(index, v, self.clock.now(), self.lost_ticks);
                 self.update(&mut s);
             }
         }
@@ -521,9 +555,12 @@ mod tests {
     const START: i64 = 1_795_182_359;
 
     fn rig() -> (Arc<Clock>, Arc<Rtc>, Arc<Levels>) {
+        rig_with(LostTicks::Discard)
+    }
+    fn rig_with(lost: LostTicks) -> (Arc<Clock>, Arc<Rtc>, Arc<Levels>) {
         let clock = Clock::new();
         let irq = Arc::new(Levels::default());
-        let rtc = Rtc::new(&clock, IrqLine::new(irq.clone(), 8), START * S as i64);
+        let rtc = Rtc::new(&clock, IrqLine::new(irq.clone(), 8), START * S as i64, lost);
         (clock, rtc, irq)
     }
     fn rd(r: &Rtc, i: u8) -> u8 {
@@ -605,6 +642,45 @@ mod tests {
             assert_eq!(rd(&r, 12) & 0xc0, 0xc0);
         }
         assert_eq!(irq.edges(8) - before, 10);
+    }
+
+    /// A guest that serves no interrupt for a quarter of a second, and then each at once.
+    fn ticks_in_a_second(lost: LostTicks) -> u32 {
+        let (clock, r, irq) = rig_with(lost);
+        wr(&r, 11, B_24H | B_PIE);
+        run_at(&clock, S / 4);
+        let mut served = 0;
+        for now in (S / 4..S).step_by(10_000) {
+            run_at(&clock, now);
+            if irq.level(8) {
+                assert_eq!(rd(&r, 12) & 0xc0, 0xc0);
+                assert!(!irq.level(8), "no storm");
+                served += 1;
+            }
+        }
+        served
+    }
+
+    #[test]
+    fn late_ticks_are_lost_or_made_up_for() {
+        let lost = ticks_in_a_second(LostTicks::Discard);
+        assert!((766..=770).contains(&lost), "{lost}");
+        let slewed = ticks_in_a_second(LostTicks::Slew);
+        assert!((1022..=1025).contains(&slewed), "{slewed}");
+    }
+
+    #[test]
+    fn what_is_owed_is_time() {
+        let (clock, r, _) = rig_with(LostTicks::Slew);
+        wr(&r, 11, B_24H | B_PIE);
+        run_at(&clock, S);
+        rd(&r, 12);
+        assert!((1022..=1024).contains(&r.state().owed));
+        // 64 Hz.
+        wr(&r, 10, A_DIVIDER_ON | 10);
+        assert!((62..=64).contains(&r.state().owed), "{}", r.state().owed);
+        wr(&r, 11, B_24H);
+        assert_eq!(r.state().owed, 0);
     }
 
     #[test]
