@@ -59,8 +59,7 @@ fn serve(args: &NbdArgs, mut detached: Detached) -> Result<(), Failure> {
     signals::listen(bell);
     let limit = if args.shared == 0 { usize::MAX } else { args.shared };
     let ring = Box::new(|| drop(bell.write(1)));
-    let server = Server::start(listener, limit, ring).map_err(host("serve"))?;
-    server.add(export);
+    let server = Server::start(listener, limit, [export], ring).map_err(host("serve"))?;
     detached.ready(args.pid_file.as_deref()).map_err(host("go on in the background"))?;
     loop {
         let (now, ever) = server.clients();

@@ -139,11 +139,18 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves at `listener` at most `limit` clients at once.
-    pub fn start(listener: Listener, limit: usize, on_change: OnChange) -> io::Result<Server> {
+    /// Serves `exports` at `listener` to at most `limit` clients at once. They are there for the
+    /// first client already.
+    pub fn start(
+        listener: Listener,
+        limit: usize,
+        exports: impl IntoIterator<Item = Export>,
+        on_change: OnChange,
+    ) -> io::Result<Server> {
         listener.set_nonblocking()?;
+        let exports = exports.into_iter().map(|e| (e.name.clone(), Arc::new(e)));
         let shared = Arc::new(Shared {
-            exports: Exports::default(),
+            exports: Exports(RwLock::new(exports.collect())),
             clients: Mutex::default(),
             fewer: Condvar::new(),
             limit,

@@ -37,7 +37,7 @@ fn rig(export: Export) -> Rig {
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("tandem-nbd-{}-{n}", std::process::id()));
     let listener = Listener::unix(&path).unwrap();
-    let server = Server::start(listener, 4, Box::new(|| ())).unwrap();
+    let server = Server::start(listener, 4, [], Box::new(|| ())).unwrap();
     assert!(server.add(export.clone()));
     assert!(!server.add(export));
     Rig { server, path }

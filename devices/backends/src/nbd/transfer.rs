@@ -326,7 +326,7 @@ impl Link {
             if left == 0 {
                 break;
             }
-            let s = chain::status(image, at, left.into(), u32::MAX)?;
+            let s = chain::status(&image, at, left.into(), u32::MAX)?;
             let flags = match context {
                 Context::Allocation => {
                     let hole = if s.data { 0 } else { Context::HOLE };

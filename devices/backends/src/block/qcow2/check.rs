@@ -113,6 +113,8 @@ impl Qcow2 {
                     continue;
                 }
             };
+            // Runs are followed within a table, as qemu-img does.
+            c.last_data = None;
             for (j, e) in entries(&table).enumerate() {
                 self.count_entry(c, e, (i << self.geo.l2_bits) + j, active);
             }
@@ -132,9 +134,8 @@ impl Qcow2 {
         match mapping {
             Mapping::Unallocated | Mapping::Zero { host: None, .. } => {}
             Mapping::Data { host, .. } | Mapping::Zero { host: Some(host), .. } => {
-                let data = matches!(mapping, Mapping::Data { .. });
                 if c.refer(host, 1, &what()) && active {
-                    c.report.allocated_clusters += u64::from(data);
+                    c.report.allocated_clusters += 1;
                     if c.last_data.is_some_and(|l| l + self.geo.cluster() != host) {
                         c.report.fragmented_clusters += 1;
                     }

@@ -3,7 +3,7 @@
 use super::super::error::{Error, Result};
 use super::super::{BlockRead, BlockWrite, Preallocation, Resize, SECTOR};
 use super::header::{Header, MAX_L1_BYTES, l1_entries};
-use super::map::{COPIED, OFFSET};
+use super::map::OFFSET;
 use super::{Meta, Qcow2};
 use std::sync::atomic::Ordering;
 
@@ -13,11 +13,12 @@ impl Resize for Qcow2 {
         if !size.is_multiple_of(SECTOR) {
             return Err(Error::Invalid(format!("the size must be a multiple of {SECTOR}")));
         }
+        if size != old && self.geo.version < 3 && !self.lock().snapshots.is_empty() {
+            // Its snapshots do not say how large the disk was.
+            let what = "a compat=0.10 image with snapshots cannot be resized; delete them first";
+            return Err(Error::Unsupported(what.into()));
+        }
         if size < old {
-            if !self.lock().snapshots.is_empty() {
-                let what = "an image with snapshots cannot shrink; delete them first";
-                return Err(Error::Unsupported(what.into()));
-            }
             self.shrink(size)?;
         } else if size > old {
             self.grow(size)?;
@@ -38,10 +39,6 @@ impl Qcow2 {
         let mut meta = self.lock();
         let meta = &mut *meta;
         self.must_write(meta)?;
-        if self.geo.version < 3 && !meta.snapshots.is_empty() {
-            let what = "a compat=0.10 image with snapshots cannot be resized";
-            return Err(Error::Unsupported(what.into()));
-        }
         let entries = l1_entries(size, self.geo.cluster_bits);
         if size >> 62 != 0 || entries * 8 > MAX_L1_BYTES {
             let what = format!("a disk of {size} bytes is too large for this cluster size");
@@ -60,7 +57,7 @@ impl Qcow2 {
     }
 
     /// Moves the L1 table to where it has room for `entries`.
-    fn grow_l1(&self, meta: &mut Meta, entries: u64) -> Result<()> {
+    pub(super) fn grow_l1(&self, meta: &mut Meta, entries: u64) -> Result<()> {
         self.about_to_change(meta)?;
         let bits = self.geo.cluster_bits;
         let n = self.geo.clusters_of(entries * 8);
@@ -105,7 +102,7 @@ impl Qcow2 {
         for i in keep..meta.l1.len() {
             let e = std::mem::take(&mut meta.l1[i]);
             if e & OFFSET != 0 {
-                debug_assert!(e & COPIED != 0, "there are no snapshots");
+                // Nothing is left in it, whether or not a snapshot has it, too.
                 meta.dropped.push(((e & OFFSET) >> self.geo.cluster_bits, 1));
                 meta.l1_dirty = true;
             }

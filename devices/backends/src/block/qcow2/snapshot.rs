@@ -283,9 +283,12 @@ impl Qcow2 {
         let entry = meta.snapshots[Self::find(meta, which)?].clone();
         let size = entry.info.disk_size;
         let needed = l1_entries(size, self.geo.cluster_bits).max(1);
+        if needed * 8 > MAX_L1_BYTES {
+            let what = format!("snapshot '{which}' is of a disk of {size} bytes, which cannot be");
+            return Err(Error::Corrupt(what));
+        }
         if needed > meta.l1.len() as u64 {
-            let what = "the snapshot is of a larger disk; resize the image to that size first";
-            return Err(Error::Unsupported(what.into()));
+            self.grow_l1(meta, needed)?;
         }
         let old: Vec<u64> = meta.l1.iter().map(|e| e & OFFSET).collect();
         let mut new: Vec<u64> = read_l1(&self.file, entry.l1_offset, entry.l1_size)?;

@@ -311,7 +311,13 @@ fn snapshots_come_and_go() {
         let s = image.snapshots().unwrap();
         for step in 0..12 {
             scribble(&mut r, &*image, &mut model, 15, false);
-            match r.below(4) {
+            match r.below(5) {
+                // Only version 3 knows how large the disk was.
+                4 if o.version == 3 => {
+                    let size = (64 + r.below(2 * 2048)) * 512;
+                    image.resizable().unwrap().resize(size, Preallocation::Off).unwrap();
+                    model.resize(size as usize, 0);
+                }
                 0 | 1 => {
                     s.create(&format!("n{step}")).unwrap();
                     kept.push((format!("n{step}"), model.clone()));
@@ -341,7 +347,10 @@ fn snapshots_come_and_go() {
                 let raw = raw.to_str().unwrap();
                 let (code, text) = run("qemu-img", &["convert", "-l", name, "-O", "raw", p, raw]);
                 assert_eq!(code, 0, "{what}: {text}");
-                assert!(std::fs::read(raw).unwrap() == *then, "{what}: snapshot {name}");
+                // qemu-img gives it the size that the disk has now.
+                let found = std::fs::read(raw).unwrap();
+                let n = found.len().min(then.len());
+                assert!(found[..n] == then[..n], "{what}: snapshot {name}");
             }
         }
     }
