@@ -308,3 +308,114 @@ fn a_dump_is_a_core_file() {
     assert!(q.err("dump-guest-memory", paged).1.contains("paging"));
     assert_eq!(status(&mut q), "running");
 }
+
+#[test]
+fn a_fifo_does_not_stop_the_machine() {
+    let Some(vm) = Vm::start("fifo", Flat::default().spin(), &[]) else { return };
+    let mut q = vm.qmp();
+    let fifo = vm._dir.path("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    for reader in [false, true] {
+        // Somebody who has opened it and never reads.
+        let _end = reader.then(|| {
+            let mut o = std::fs::OpenOptions::new();
+            o.read(true).write(true).open(&fifo).unwrap()
+        });
+        let file = json!({ "driver": "file", "node-name": "n", "filename": fifo });
+        let qcow2 = json!({ "driver": "qcow2", "node-name": "q", "file": file });
+        for (command, arguments) in [
+            ("blockdev-add", file),
+            ("blockdev-add", qcow2),
+            (
+                "dump-guest-memory",
+                json!({ "paging": false, "protocol": format!("file:{}", fifo.display()) }),
+            ),
+            ("pmemsave", json!({ "val": 0, "size": 1 << 20, "filename": fifo })),
+        ] {
+            let (_, why) = q.err(command, arguments);
+            assert!(why.contains("fifo"), "{command}: {why}");
+        }
+    }
+    assert_eq!(status(&mut q), "running");
+}
+
+#[test]
+fn descriptors_are_added_and_removed() {
+    use std::os::fd::AsRawFd;
+    use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+    let Some(vm) = Vm::start("fdsets", Flat::default().spin(), &[]) else { return };
+    let s = UnixStream::connect(&vm.socket);
+    let s = s.unwrap_or_else(|_| {
+        drop(vm.qmp());
+        UnixStream::connect(&vm.socket).unwrap()
+    });
+    let mut lines = std::io::BufReader::new(s.try_clone().unwrap());
+    let mut line = || -> Value {
+        let mut text = String::new();
+        std::io::BufRead::read_line(&mut lines, &mut text).unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    line();
+    (&s).write_all(b"{\"execute\":\"qmp_capabilities\"}").unwrap();
+    line();
+    let path = vm._dir.path("memory");
+    let file = std::fs::File::create(&path).unwrap();
+    let mut ask = |text: String, fd: Option<i32>| {
+        match fd {
+            Some(fd) => drop(s.send_with_fd(text.as_bytes(), fd).unwrap()),
+            None => (&s).write_all(text.as_bytes()).unwrap(),
+        }
+        line()
+    };
+    let add = r#"{"execute":"add-fd","arguments":{"opaque":"words"}}"#;
+    assert_eq!(
+        ask(add.into(), None)["error"]["desc"],
+        "No file descriptor supplied via SCM_RIGHTS"
+    );
+    let added = ask(add.into(), Some(file.as_raw_fd()))["return"].clone();
+    let set = added["fdset-id"].as_u64().unwrap();
+    let list = ask(r#"{"execute":"query-fdsets"}"#.into(), None);
+    let want = json!([{ "fdset-id": set, "fds": [{ "fd": added["fd"], "opaque": "words" }] }]);
+    assert_eq!(list["return"], want);
+    let save = format!(
+        r#"{{"execute":"pmemsave","arguments":{{"val":0,"size":4096,"filename":"/dev/fdset/{set}"}}}}"#
+    );
+    assert!(ask(save.clone(), None).get("return").is_some());
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 4096);
+    let remove = format!(r#"{{"execute":"remove-fd","arguments":{{"fdset-id":{set}}}}}"#);
+    assert!(ask(remove.clone(), None).get("return").is_some());
+    assert!(ask(remove, None).get("error").is_some());
+    assert!(ask(save, None).get("error").is_some());
+}
+
+#[test]
+fn a_serial_port_leads_to_an_inherited_descriptor() {
+    let Some(accel) = any_accelerator() else { return };
+    let Some(kernel) = vm::guest_file("vmlinuz-6.1") else {
+        return vm::skip("guest vmlinuz-6.1 is missing; run scripts/setup");
+    };
+    let dir = Dir::new("add-fd");
+    let log = dir.file("log", b"before ");
+    // As libvirt does it: the file is open already, and output is added to it.
+    let script = format!(
+        "exec 5>>{log}; exec {} qemu -M q35 -accel tcg -m 128 -nodefaults -display none \
+         -no-reboot -kernel {} -append 'console=ttyS0 quiet panic=-1' \
+         -add-fd set=2,fd=5,opaque=serial \
+         -chardev file,id=c,path=/dev/fdset/2,append=on -serial chardev:c",
+        env!("CARGO_BIN_EXE_tandem"),
+        kernel.display()
+    );
+    let shell = |script: &str| {
+        let mut c = std::process::Command::new("sh");
+        c.args(["-c", script]).stdin(std::process::Stdio::null());
+        vm::finish(&mut c, Duration::from_secs(600))
+    };
+    if accel == "tcg" || vm::unusable("tcg").is_none() {
+        let out = shell(&script);
+        let said = std::fs::read_to_string(&log).unwrap();
+        assert!(said.starts_with("before ") && said.contains("Kernel panic"), "{said:?} {out:?}");
+    }
+    let out = shell(&script.replace("set=2,fd=5", "set=3,fd=5"));
+    assert!(vm::text(&out.stderr).contains("no such set of descriptors"), "{out:?}");
+}

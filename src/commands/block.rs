@@ -151,21 +151,6 @@ crate::object! {
         /// The counts.
         stats: BlockDeviceStats,
     }
-    /// A job: there are none.
-    pub struct JobInfo {
-        /// Name.
-        id: String,
-        /// Kind.
-        r#type: String,
-        /// How far it is.
-        status: String,
-        /// Progress.
-        current_progress: i64,
-        /// What progress will be in the end.
-        total_progress: i64,
-        /// Why it failed.
-        error: Option<String>,
-    }
 }
 
 /// A drive with the names under which it is known.
@@ -209,6 +194,11 @@ impl Disk<'_> {
         self.config.is_some_and(config::Drive::is_node)
     }
 
+    /// Name of the node in it.
+    fn node(&self) -> String {
+        self.config.and_then(|d| d.node.clone()).unwrap_or_else(|| self.name.clone())
+    }
+
     fn device(&self) -> String {
         if self.is_node() { String::new() } else { self.name.clone() }
     }
@@ -220,9 +210,10 @@ impl Disk<'_> {
         let max = |l: Limit| Some(l.max as u64).filter(|m| *m > 0);
         let protocol = node.is_some() || self.config.is_some_and(|d| d.protocol);
         let drv = if protocol { "file" } else { image.describe().format };
+        let image = &image;
         BlockDeviceInfo {
             file: image.path().display().to_string(),
-            node_name: Some(node.map_or_else(|| self.name.clone(), str::to_string)),
+            node_name: Some(node.map_or_else(|| self.node(), str::to_string)),
             ro: self.drive.read_only(),
             drv: drv.into(),
             backing_file_depth: depth(&**image),
@@ -329,7 +320,7 @@ fn stats(vm: &Machine, by_node: bool) -> Vec<BlockStats> {
     for d in disks(vm).into_iter().filter(|d| by_node || !d.is_node() || d.qdev.is_some()) {
         let stats = d.stats();
         if by_node {
-            let names = [Some(d.name.clone()), d.config.and_then(|c| c.file_node.clone())];
+            let names = [Some(d.node()), d.config.and_then(|c| c.file_node.clone())];
             for node_name in names.into_iter().flatten() {
                 let stats = stats.clone();
                 let node_name = Some(node_name);
@@ -337,7 +328,8 @@ fn stats(vm: &Machine, by_node: bool) -> Vec<BlockStats> {
             }
         } else {
             let (device, qdev) = (Some(d.device()), d.qdev.clone());
-            all.push(BlockStats { device, qdev, node_name: Some(d.name), stats });
+            let node_name = Some(d.node());
+            all.push(BlockStats { device, qdev, node_name, stats });
         }
     }
     all
@@ -356,7 +348,7 @@ fn find<'a>(
     };
     let fits = |d: &Disk<'_>| {
         let by_node =
-            |n: &str| d.name == n || d.config.is_some_and(|c| c.file_node.as_deref() == Some(n));
+            |n: &str| d.node() == n || d.config.is_some_and(|c| c.file_node.as_deref() == Some(n));
         let by_id = |i: &str| {
             d.qdev.as_deref().is_some_and(|q| {
                 q == i || q.trim_end_matches("/virtio-backend").rsplit('/').next() == Some(i)
@@ -373,7 +365,8 @@ fn resize(d: &Disk<'_>, size: u64) -> Result<Nothing> {
         return Err(Error::new("Parameter 'size' expects a multiple of 512"));
     }
     let no = || Error::new(format!("the image of '{}' cannot be resized", d.name));
-    let resizable = d.drive.image().resizable().filter(|_| !d.drive.read_only()).ok_or_else(no)?;
+    let image = d.drive.image();
+    let resizable = image.resizable().filter(|_| !d.drive.read_only()).ok_or_else(no)?;
     resizable.resize(size, Preallocation::Off).map_err(|e| Error::new(e.chain()))?;
     d.drive.tell_resized();
     Ok(Nothing {})
@@ -487,7 +480,4 @@ crate::commands! {
 
     /// Sets the limits of a disk.
     fn "block_set_io_throttle"(cx, [ limits: Throttle ]) -> Nothing { throttle(cx.vm, limits) }
-
-    /// Lists jobs: there are none.
-    fn "query-jobs"(_cx) -> Vec<JobInfo> { Ok(Vec::new()) }
 }

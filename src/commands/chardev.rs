@@ -23,7 +23,7 @@ fn all(vm: &Machine) -> Vec<ChardevInfo> {
         let filename = match (chardev.pty_name(), config.serial(i).map(|(_, s)| s)) {
             (Some(name), _) => format!("pty:{}", name.display()),
             (None, Some(Serial::Stdio)) => "stdio".into(),
-            (None, Some(Serial::File(p))) => format!("file:{}", p.display()),
+            (None, Some(Serial::File(p) | Serial::Append(p))) => format!("file:{}", p.display()),
             (None, Some(Serial::Unix(p))) => format!("unix:{},server=on", p.display()),
             _ => "null".into(),
         };
@@ -35,7 +35,7 @@ fn all(vm: &Machine) -> Vec<ChardevInfo> {
         let filename = match (chardev.pty_name(), to) {
             (Some(name), _) => format!("pty:{}", name.display()),
             (None, Some(Serial::Stdio)) => "stdio".into(),
-            (None, Some(Serial::File(p))) => format!("file:{}", p.display()),
+            (None, Some(Serial::File(p) | Serial::Append(p))) => format!("file:{}", p.display()),
             (None, Some(Serial::Unix(p))) => format!("unix:{},server=on", p.display()),
             (None, Some(Serial::Listen(at))) => format!("tcp:{at},server=on"),
             (None, Some(Serial::Connect { to, .. })) => to.replace("inet:", "tcp:"),

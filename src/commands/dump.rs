@@ -1,5 +1,6 @@
 //! Dumps of guest memory.
 
+use super::output;
 use crate::qapi::define::Nothing;
 use crate::qapi::{Context, Error, Result};
 use std::fs::File;
@@ -43,7 +44,7 @@ crate::object! {
 /// Where `file:PATH` or `fd:NAME` leads.
 fn target(cx: &Context<'_>, protocol: &str, detach: bool) -> Result<File> {
     if let Some(path) = protocol.strip_prefix("file:") {
-        return File::create(path).map_err(|e| Error::new(format!("'{path}': {e}")));
+        return output::create(path.as_ref());
     }
     let Some(name) = protocol.strip_prefix("fd:") else {
         return Err(Error::new("parameter 'protocol' must start with 'file:' or 'fd:'"));

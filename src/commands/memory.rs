@@ -1,10 +1,9 @@
 //! Guest memory: its size, its contents.
 
-use super::paging;
+use super::{output, paging};
 use crate::machine::Machine;
 use crate::qapi::define::Nothing;
 use crate::qapi::{Error, Result};
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use tandem_accel::x86::X86State;
@@ -75,7 +74,7 @@ fn save(
         Error::new("Parameter 'size' reaches beyond the end of the address space")
     })?;
     let cannot = |e: std::io::Error| Error::new(format!("'{}': {e}", path.display()));
-    let mut file = File::create(path).map_err(cannot)?;
+    let mut file = output::create(path)?;
     let mut buf = vec![0; PIECE.min(size) as usize];
     let mut at = start;
     while at < end {

@@ -6,6 +6,7 @@
 
 mod balloon;
 mod block;
+mod block_jobs;
 mod blockdev;
 mod chardev;
 mod cpu;
@@ -13,13 +14,17 @@ mod descriptors;
 mod devices;
 pub mod dump;
 pub mod events;
+pub mod exports;
 mod hotplug;
 mod human;
 mod introspection;
+pub mod jobs;
 pub mod machine;
 pub mod memory;
 mod migration;
 mod network;
+mod output;
 mod paging;
 mod qom;
 pub mod run_state;
+mod snapshots;

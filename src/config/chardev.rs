@@ -28,6 +28,7 @@ struct Said {
     server: bool,
     reconnect_ms: Option<u64>,
     size: Option<Size>,
+    append: bool,
 }
 
 fn on_off(key: &str, value: &str) -> Result<bool, Fault> {
@@ -53,11 +54,7 @@ impl Said {
             "server" => self.server = on_off(key, value)?,
             // Nobody is waited for: what is written early is kept for whoever comes.
             "wait" | "nodelay" => drop(on_off(key, value)?),
-            "append" if !on_off(key, value)? => {}
-            "append" => {
-                let what = "--chardev file,append=on is not supported";
-                return Err(Fault::new(what, "the file is emptied; leave append out"));
-            }
+            "append" => self.append = on_off(key, value)?,
             "reconnect" => self.reconnect_ms = Some(number(key, value)?.saturating_mul(1000)),
             "reconnect-ms" => self.reconnect_ms = Some(number(key, value)?),
             "size" => self.size = Some(Size(number(key, value)?)),
@@ -78,6 +75,7 @@ impl Said {
             "stdio" => Serial::Stdio,
             "pty" => Serial::Pty,
             "file" => match self.path {
+                Some(p) if self.append => Serial::Append(p.into()),
                 Some(p) => Serial::File(p.into()),
                 None => return lacks("a path", "add path=FILE"),
             },
@@ -153,6 +151,8 @@ mod tests {
         let want = Serial::Connect { to: "inet:h:1".into(), reconnect_ms: Some(2000) };
         assert_eq!(to, want);
         assert_eq!(good("ringbuf,id=r,size=4096"), Serial::Ring(Size(4096)));
+        assert_eq!(good("file,id=f,path=/x,append=on"), Serial::Append("/x".into()));
+        assert_eq!(good("file,id=f,path=/x,append=off"), Serial::File("/x".into()));
         let text = toml::to_string(&Chardev { id: "a".into(), to: want.clone() }).unwrap();
         assert_eq!(toml::from_str::<Chardev>(&text).unwrap().to, want);
     }

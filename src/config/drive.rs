@@ -65,6 +65,12 @@ pub struct Drive {
     pub detect_zeroes: Option<String>,
     /// What stands in the image about another behind it is not followed.
     pub no_backing: bool,
+    /// Name of the node that is behind it, whatever stands in the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backing: Option<String>,
+    /// Name of the node that is in the drive now, if it is another than the drive was made with.
+    #[serde(skip)]
+    pub node: Option<String>,
     /// Name of the node below the format.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file_node: Option<String>,
@@ -348,7 +354,7 @@ impl Drive {
         spec.write = !self.readonly && !self.snapshot;
         spec.direct = self.options().cache.direct;
         spec.options.unmap = self.discard;
-        spec.backing = !self.no_backing;
+        spec.backing = !self.no_backing && self.backing.is_none();
         spec
     }
 

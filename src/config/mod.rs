@@ -201,6 +201,8 @@ pub enum Serial {
     Stdio,
     /// A file that is created or overwritten; nothing is read.
     File(PathBuf),
+    /// A file that output is added to; nothing is read.
+    Append(PathBuf),
     /// A new pseudo-terminal whose name is printed.
     Pty,
     /// A unix socket that tandem listens on.

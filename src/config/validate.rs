@@ -9,6 +9,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use tandem_accel::suggest::one_of;
 use tandem_accel::x86::model::{ModelSpec, Topology, models};
+use tandem_backends::fdset;
 use tandem_devices::registry;
 
 /// Machine types.
@@ -211,14 +212,18 @@ impl VmConfig {
             ));
         }
         for (i, s) in ends.iter().enumerate() {
-            let twin =
-                matches!(s, Serial::File(_) | Serial::Unix(_)) && ends[..i].iter().any(|o| o == s);
+            let twin = matches!(s, Serial::File(_) | Serial::Append(_) | Serial::Unix(_))
+                && ends[..i].iter().any(|o| o == s);
             match s {
-                Serial::File(p) | Serial::Unix(p) if twin => faults.push(Fault::new(
-                    format!("two serial ports lead to '{}'", p.display()),
-                    "give each a path of its own",
-                )),
-                Serial::File(p) => faults.extend(creatable(p, "serial output file")),
+                Serial::File(p) | Serial::Append(p) | Serial::Unix(p) if twin => {
+                    faults.push(Fault::new(
+                        format!("two serial ports lead to '{}'", p.display()),
+                        "give each a path of its own",
+                    ))
+                }
+                Serial::File(p) | Serial::Append(p) => {
+                    faults.extend(creatable(p, "serial output file"));
+                }
                 Serial::Unix(p) => faults.extend(socket(p)),
                 Serial::Chardev(_) => faults.push(Fault::new(
                     "a character device leads to another",
@@ -229,7 +234,9 @@ impl VmConfig {
         }
         for c in self.free_chardevs() {
             match &c.to {
-                Serial::File(p) => faults.extend(creatable(p, "character device's file")),
+                Serial::File(p) | Serial::Append(p) => {
+                    faults.extend(creatable(p, "character device's file"));
+                }
                 Serial::Unix(p) => faults.extend(socket(p)),
                 _ => {}
             }
@@ -263,6 +270,12 @@ fn creatable(path: &Path, what: &str) -> Option<Fault> {
     let fault = |why: String, remedy: &str| {
         Some(Fault::new(format!("{what} '{}' cannot be written: {why}", path.display()), remedy))
     };
+    if let Some(set) = fdset::named(path) {
+        return match fdset::sets().contains_key(&set) {
+            true => None,
+            false => fault("there is no such set of descriptors".into(), "add it with -add-fd"),
+        };
+    }
     match std::fs::metadata(path) {
         Ok(m) if m.is_dir() => fault("it is a directory".into(), "name a file in it"),
         Ok(m) if m.file_type().is_socket() => {

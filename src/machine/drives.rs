@@ -9,10 +9,10 @@ use tandem_backends::block::drive::Drive;
 use tandem_backends::block::open;
 
 /// Opens all drives. Every one that does not open is reported.
-pub fn open_all(config: &VmConfig) -> Result<BTreeMap<String, Arc<Drive>>, Failure> {
-    let (mut drives, mut faults) = (BTreeMap::new(), Vec::new());
+pub fn open_all(config: &VmConfig) -> Result<Shelf, Failure> {
+    let (mut drives, mut faults) = (Shelf::new(), Vec::new());
     for (i, d) in config.drives.iter().enumerate().filter(|(_, d)| !d.is_empty()) {
-        match open(d) {
+        match open(d, &drives) {
             Ok(drive) => drop(drives.insert(d.name(i), drive)),
             Err(f) => faults.push(f),
         }
@@ -20,10 +20,30 @@ pub fn open_all(config: &VmConfig) -> Result<BTreeMap<String, Arc<Drive>>, Failu
     if faults.is_empty() { Ok(drives) } else { Err(Failure::Usage(faults)) }
 }
 
-/// Opens one.
-pub fn open(d: &config::Drive) -> Result<Arc<Drive>, Fault> {
+/// Drives by name.
+pub type Shelf = BTreeMap<String, Arc<Drive>>;
+
+/// Opens one. A node behind it is among `others`.
+pub fn open(d: &config::Drive, others: &Shelf) -> Result<Arc<Drive>, Fault> {
     let mut options = d.options();
+    let behind = d.backing.as_deref().map(|name| {
+        let found = others.get(name).map(|drive| drive.image());
+        found.ok_or_else(|| {
+            let what = format!("block node '{name}', to be behind another, is not there");
+            Fault::new(what, "define it first")
+        })
+    });
+    let behind = behind.transpose()?;
     let mut image = open::open(&d.open_spec());
+    if let (Ok(image), Some(behind)) = (&image, behind) {
+        match image.layered() {
+            Some(l) => l.set_backing(Some(behind)),
+            None => {
+                let what = format!("drive image '{}' can have nothing behind it", d.file.display());
+                return Err(Fault::new(what, "leave backing out"));
+            }
+        }
+    }
     if d.snapshot {
         image = image.and_then(open::throw_away);
         // Nobody reads it after a crash.

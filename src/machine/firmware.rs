@@ -78,7 +78,7 @@ impl Firmware {
         };
         let shadow = Shadow::new(memory.clone(), bus.clone(), &tail).map_err(host_fault)?;
         if let Some(path) = &config.firmware.debug {
-            let chardev = Chardev::file(path).map_err(|e| {
+            let chardev = Chardev::file(path, false).map_err(|e| {
                 let what = format!("cannot write the firmware's log '{}'", path.display());
                 Failure::Host(Error::new(what).caused_by(e))
             })?;

@@ -12,14 +12,17 @@
 //! error, quit or a signal: then vCPUs are stopped and output is drained.
 
 mod backbone;
-mod block_nodes;
+pub mod block_jobs;
+pub mod block_nodes;
 mod board;
 mod cpu;
 pub mod drives;
 mod dump;
+pub mod exports;
 mod firmware;
 mod hotplug;
 pub mod inbox;
+pub mod jobs;
 mod main_loop;
 pub mod memmap;
 pub mod microvm;
@@ -30,6 +33,7 @@ mod peripherals;
 mod ports;
 mod q35;
 pub mod run_state;
+mod snapshots;
 
 use crate::boot;
 use crate::cli::exit::Exit;
@@ -154,6 +158,12 @@ pub struct Machine {
     wants_terminal: bool,
     /// The last dump of memory.
     dump: Option<dump::Dump>,
+    /// Long work on disks.
+    jobs: jobs::Jobs,
+    /// Disks that network clients use.
+    exports: exports::Exports,
+    /// Names of block nodes that were made up.
+    made_up: u64,
 }
 
 impl Machine {
@@ -185,6 +195,9 @@ impl Machine {
             main_loop,
             wants_terminal: false,
             dump: None,
+            jobs: jobs::Jobs::default(),
+            exports: exports::Exports::default(),
+            made_up: 0,
         };
         if !config.is_none() {
             machine.furnish()?;
@@ -290,6 +303,8 @@ impl Machine {
         self.vcpus.clear();
         self.chardevs.iter().chain(self.named.values()).for_each(|c| c.drain(DRAIN));
         drop(raw);
+        self.jobs.end();
+        self.exports.end();
         self.settle_drives();
         ending
     }
@@ -301,7 +316,7 @@ impl Machine {
         guest.board.reset();
         for drive in guest.board.peripherals().context().backends.drives.values() {
             if let Err(e) = drive.execute(&Op::Flush) {
-                let path = drive.image().path().display();
+                let path = drive.image().path().display().to_string();
                 log::error(&format!("'{path}' was not flushed: {}", e.chain()));
             }
         }

@@ -27,7 +27,8 @@ pub fn open(serial: &config::Serial) -> Result<Arc<Chardev>> {
         // Validation has found where a named one leads.
         config::Serial::Null | config::Serial::Chardev(_) => ("nowhere".into(), Chardev::null()),
         config::Serial::Pty => ("a new pseudo-terminal".into(), Chardev::pty()),
-        config::Serial::File(p) => (format!("file '{}'", p.display()), Chardev::file(p)),
+        config::Serial::File(p) => (format!("file '{}'", p.display()), Chardev::file(p, false)),
+        config::Serial::Append(p) => (format!("file '{}'", p.display()), Chardev::file(p, true)),
         config::Serial::Unix(p) => (format!("unix socket '{}'", p.display()), Chardev::unix(p)),
         config::Serial::Listen(at) => (format!("port {at}"), inet(at).and_then(Chardev::tcp)),
         config::Serial::Connect { to, reconnect_ms } => {

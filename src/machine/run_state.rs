@@ -71,7 +71,7 @@ impl Machine {
         }
     }
 
-    fn pause_vcpus(&self) {
+    pub(super) fn pause_vcpus(&self) {
         self.vcpus.iter().for_each(VcpuHandle::pause);
         self.vcpus.iter().for_each(VcpuHandle::wait_not_running);
     }

@@ -33,6 +33,8 @@ pub enum ErrorClass {
     CommandNotFound,
     /// There is no such device.
     DeviceNotFound,
+    /// Nothing goes on there that the command could be about.
+    DeviceNotActive,
 }
 
 /// Why a command failed.
@@ -61,6 +63,11 @@ impl Error {
     /// There is no such command.
     pub fn no_command(text: impl Into<String>) -> Error {
         Error { class: ErrorClass::CommandNotFound, text: text.into() }
+    }
+
+    /// Nothing goes on there.
+    pub fn not_active(text: impl Into<String>) -> Error {
+        Error { class: ErrorClass::DeviceNotActive, text: text.into() }
     }
 
     /// As the protocol writes it.

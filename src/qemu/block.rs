@@ -60,8 +60,10 @@ impl Builder {
                 let no_backing = match p.take_value("backing") {
                     None => false,
                     Some(Value::Null) => true,
-                    // What is behind an image stands in its header, too.
-                    Some(Value::String(_)) => false,
+                    Some(Value::String(node)) => {
+                        drive.backing = Some(node);
+                        false
+                    }
                     Some(_) => {
                         let what = format!("-blockdev {name}: 'backing' is no node's name");
                         return Err(Fault::new(what, "name a node, or write null"));

@@ -4,6 +4,7 @@ use super::keyval::Pairs;
 use super::{Builder, Char, CharTo, Mon};
 use crate::config::monitor::{Endpoint, Mode};
 use crate::config::{Fault, Serial, Size};
+use std::os::fd::{FromRawFd, OwnedFd};
 
 type Done = Result<(), Fault>;
 
@@ -18,6 +19,28 @@ fn no_monitor(what: &str) -> Fault {
 }
 
 impl Builder {
+    /// `-add-fd`: takes a descriptor that this process was started with.
+    pub(super) fn add_fd(&mut self, value: &str) -> Done {
+        let mut p = Pairs::parse("add-fd", value, None)?;
+        let (fd, set) = (p.number::<i32>("fd")?, p.number::<u64>("set")?);
+        let (Some(fd), Some(set)) = (fd, set) else {
+            let what = format!("-add-fd {value} lacks a number");
+            return Err(Fault::new(what, "write -add-fd fd=N,set=N"));
+        };
+        let opaque = p.take("opaque");
+        self.leftovers(p, &["fd", "set", "opaque"]);
+        // SAFETY: no memory is passed.
+        let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+        if fd <= libc::STDERR_FILENO || copy < 0 {
+            let what = format!("-add-fd fd={fd}: that descriptor was not passed to this process");
+            return Err(Fault::new(what, "open one above 2 for it: 3>FILE"));
+        }
+        // SAFETY: fcntl has just made it for us.
+        let copy = unsafe { OwnedFd::from_raw_fd(copy) };
+        tandem_backends::fdset::add(copy, Some(set), opaque);
+        Ok(())
+    }
+
     pub(super) fn chardev(&mut self, value: &str) -> Done {
         let mut p = Pairs::parse("chardev", value, Some("backend"))?;
         let id = p.need("id")?;
@@ -45,11 +68,11 @@ impl Builder {
             "pty" => CharTo { serial: Ok(Serial::Pty), monitor: Ok(Endpoint::Pty) },
             "file" => {
                 let path = p.need("path")?;
-                if p.flag("append")? == Some(true) {
-                    let what = "-chardev file,append=on is not supported";
-                    self.faults.push(Fault::new(what, "the file is emptied; leave append out"));
-                }
-                CharTo { serial: Ok(Serial::File(path.into())), monitor: Err(no_monitor("a file")) }
+                let serial = match p.flag("append")? {
+                    Some(true) => Serial::Append(path.into()),
+                    _ => Serial::File(path.into()),
+                };
+                CharTo { serial: Ok(serial), monitor: Err(no_monitor("a file")) }
             }
             "ringbuf" => {
                 let size = p.number::<u64>("size")?.unwrap_or(64 << 10).clamp(1, 16 << 20);

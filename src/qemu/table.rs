@@ -113,6 +113,10 @@ pub static OPTIONS: &[Opt] = &[
         b.config.boot.append = v.into();
         Ok(())
     }),
+    keys(
+        opt("add-fd", "fd=N,set=N[,opaque=TEXT]", "descriptor for /dev/fdset/N", Builder::add_fd),
+        &["fd", "set", "opaque"],
+    ),
     opt("hda", "FILE", "SATA disk on port 0", |b, v| b.ide_disk(0, v)),
     opt("hdb", "FILE", "SATA disk on port 1", |b, v| b.ide_disk(1, v)),
     opt("hdc", "FILE", "SATA disk on port 2", |b, v| b.ide_disk(2, v)),
@@ -246,7 +250,6 @@ pub static OPTIONS: &[Opt] = &[
     refuse("plugin", "FILE", "there are no plugins; see inside with -d"),
     refuse("trace", "key=value…", "use -d"),
     refuse("set", "GROUP.ID.ARG=VALUE", "set it where the thing is made"),
-    refuse("add-fd", "key=value…", "pass descriptors by number: -chardev socket,fd=N"),
     refuse("runas", "USER", "start it as that user: setpriv --reuid USER"),
     refuse("run-with", "key=value…", "start it in that environment"),
     refuse("chroot", "DIR", "start it inside: chroot DIR"),

@@ -15,6 +15,7 @@
 //!
 //! Lock order: device → chardev. The drained callback and the front run without the chardev's lock.
 
+use crate::fdset;
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -268,15 +269,12 @@ impl Chardev {
         Chardev::new(Far::Stdio, Some(own_std(0)?), Some(own_std(1)?))
     }
 
-    /// Output to the file at `path`, which is created or emptied; no input.
-    pub fn file(path: &Path) -> io::Result<Chardev> {
+    /// Output to the file at `path`, which is created or, unless told to `append`, emptied; no
+    /// input.
+    pub fn file(path: &Path, append: bool) -> io::Result<Chardev> {
         // O_NONBLOCK: a FIFO without a reader must fail to open rather than hang.
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
-            .open(path)?;
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_NONBLOCK | libc::O_NOCTTY;
+        let file = fdset::open(path, flags | if append { libc::O_APPEND } else { libc::O_TRUNC })?;
         let pace =
             if file.metadata()?.file_type().is_file() { Pace::Always } else { Pace::NonBlocking };
         Chardev::new(Far::File, None, Some(Port { fd: file.into(), pace }))
@@ -1021,10 +1019,14 @@ mod tests {
     #[test]
     fn file_takes_output_at_once() {
         let path = socket_path("file");
-        let dev = Chardev::file(&path).unwrap();
+        let dev = Chardev::file(&path, false).unwrap();
         dev.write(b"hello");
         assert_eq!(std::fs::read(&path).unwrap(), b"hello");
         assert!(!readable(&dev));
+        Chardev::file(&path, true).unwrap().write(b" again");
+        assert_eq!(std::fs::read(&path).unwrap(), b"hello again");
+        drop(Chardev::file(&path, false).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), b"");
         std::fs::remove_file(&path).unwrap();
     }
 }

@@ -4,6 +4,7 @@
 pub mod block;
 pub mod chardev;
 pub mod entropy;
+pub mod fdset;
 pub mod nbd;
 pub mod net;
 pub mod p9;

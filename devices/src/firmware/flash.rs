@@ -177,7 +177,7 @@ impl Flash {
             w.write(start, &Src::new(&bytes))?;
             self.drive.execute(&Op::Flush)
         }) {
-            let path = self.drive.image().path().display();
+            let path = self.drive.image().path().display().to_string();
             log::error!("firmware variables cannot be saved to '{path}': {}", e.chain());
         }
     }

@@ -358,7 +358,7 @@ impl Requester for Front {
             Ok(()) => OK,
             Err(e) if e.is_unsupported() => UNSUPP,
             Err(e) => {
-                let drive = self.drive.image().path().display();
+                let drive = self.drive.image().path().display().to_string();
                 log::warn!("virtio-blk on '{drive}': {}", e.chain());
                 IOERR
             }

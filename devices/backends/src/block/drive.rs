@@ -1,10 +1,15 @@
 //! A drive: an image as a device uses it, with cache mode and limits.
+//!
+//! The image may be exchanged for another while the device goes on (snapshots, mirrors), and
+//! [`Witness`]es see all changes (backups, mirrors). Requests are inside the drive's gate; who
+//! exchanges or installs is alone in it ([`Drive::still`]).
 
 use super::accounting::Accounting;
 use super::error::{Error, Result};
+use super::gate::{Alone, Gate, Pass};
 use super::pieces::{Dst, Src};
 use super::throttle::{Limits, Throttle};
-use super::{Direct, Image};
+use super::{BlockWrite, Direct, Image};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -99,16 +104,73 @@ impl Op {
             Op::Flush | Op::Discard(_) => None,
         }
     }
+
+    /// The ranges (offset, length) that it may change.
+    fn changes(&self) -> Vec<(u64, u64)> {
+        match self {
+            Op::Read(..) | Op::Flush => Vec::new(),
+            Op::Write(offset, from) => vec![(*offset, from.len())],
+            Op::Discard(ranges) => ranges.clone(),
+            Op::WriteZeroes(ranges) => ranges.iter().map(|(at, len, _)| (*at, *len)).collect(),
+        }
+    }
 }
 
 fn throttle(limits: Limits) -> Option<Arc<Throttle>> {
     limits.any().then(|| Arc::new(Throttle::new(limits)))
 }
 
+/// Sees the changes that requests make to a drive's disk. Called on the threads of requests.
+pub trait Witness: Send + Sync {
+    /// A range is about to change. May wait, and may refuse, which fails the request.
+    fn before(&self, offset: u64, len: u64) -> Result<()>;
+    /// The range has changed, or might have in part. Once for each `before` that was not refused.
+    fn after(&self, offset: u64, len: u64);
+}
+
+/// What requests work on.
+#[derive(Clone)]
+struct Subject {
+    image: Arc<dyn Image>,
+    witnesses: Arc<[Arc<dyn Witness>]>,
+}
+
+impl std::fmt::Debug for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} seen by {}", self.image, self.witnesses.len())
+    }
+}
+
+/// A drive on which no request is under way.
+pub struct Still<'a> {
+    drive: &'a Drive,
+    _alone: Alone<'a>,
+}
+
+impl Still<'_> {
+    /// Gives it another image; returns the one that it had.
+    pub fn exchange(&self, image: Arc<dyn Image>) -> Arc<dyn Image> {
+        std::mem::replace(&mut self.drive.subject.write().unwrap().image, image)
+    }
+
+    /// Lets somebody see all changes from now on.
+    pub fn admit(&self, witness: Arc<dyn Witness>) {
+        let mut s = self.drive.subject.write().unwrap();
+        s.witnesses = s.witnesses.iter().cloned().chain([witness]).collect();
+    }
+
+    /// Ends that.
+    pub fn dismiss(&self, witness: &Arc<dyn Witness>) {
+        let mut s = self.drive.subject.write().unwrap();
+        s.witnesses = s.witnesses.iter().filter(|w| !Arc::ptr_eq(w, witness)).cloned().collect();
+    }
+}
+
 /// A drive.
 #[derive(Debug)]
 pub struct Drive {
-    image: Arc<dyn Image>,
+    subject: RwLock<Subject>,
+    gate: Arc<Gate>,
     options: DriveOptions,
     /// A guest may change this.
     writeback: AtomicBool,
@@ -134,7 +196,8 @@ impl Drive {
             writeback: AtomicBool::new(options.cache.writeback),
             throttle: RwLock::new(throttle(options.limits)),
             accounting: Accounting::default(),
-            image,
+            subject: RwLock::new(Subject { image, witnesses: Arc::new([]) }),
+            gate: Arc::default(),
             options,
             taken: AtomicBool::new(false),
             resized: Mutex::default(),
@@ -161,16 +224,21 @@ impl Drive {
         self.taken.store(false, Ordering::Release);
     }
     /// The image.
-    pub fn image(&self) -> &Arc<dyn Image> {
-        &self.image
+    pub fn image(&self) -> Arc<dyn Image> {
+        self.subject.read().unwrap().image.clone()
+    }
+    /// Waits until no request is under way; others wait as long as the result lives. Not for
+    /// threads of requests.
+    pub fn still(&self) -> Still<'_> {
+        Still { _alone: self.gate.alone(), drive: self }
     }
     /// Bytes of the disk.
     pub fn size(&self) -> u64 {
-        self.image.size()
+        self.image().size()
     }
     /// Whether it cannot be written.
     pub fn read_only(&self) -> bool {
-        self.image.writable().is_none()
+        self.image().writable().is_none()
     }
     /// Whether discards do something.
     pub fn discards(&self) -> bool {
@@ -207,20 +275,47 @@ impl Drive {
     /// The plain file, if reads and writes of ranges may go there without asking the image.
     pub fn direct(&self) -> Option<Direct> {
         let plain = self.throttle().is_none() && self.options.detect_zeroes == DetectZeroes::Off;
-        self.image.direct().filter(|_| plain)
+        let subject = self.subject.read().unwrap();
+        subject.image.direct().filter(|_| plain && subject.witnesses.is_empty())
+    }
+
+    /// The same, and the right to work there as long as the pass is kept.
+    pub(super) fn direct_pass(&self) -> Option<(Direct, Pass)> {
+        let pass = self.gate.try_pass()?;
+        Some((self.direct()?, pass))
     }
 
     /// Does what `op` says.
     pub fn execute(&self, op: &Op) -> Result<()> {
+        let _inside = self.gate.enter();
+        let Subject { image, witnesses } = self.subject.read().unwrap().clone();
         if let Op::Read(offset, into) = op {
-            return self.image.read(*offset, into);
+            return image.read(*offset, into);
         }
-        let Some(w) = self.image.writable() else {
+        let Some(w) = image.writable() else {
             return if matches!(op, Op::Flush) { Ok(()) } else { Err(Error::ReadOnly) };
         };
+        if matches!(op, Op::Flush) {
+            return self.flush(w);
+        }
+        let mut seen = Vec::new();
+        if !witnesses.is_empty() {
+            for (offset, len) in op.changes() {
+                image.in_range(offset, len)?;
+                for witness in &*witnesses {
+                    witness.before(offset, len)?;
+                    seen.push(Seen { witness, offset, len });
+                }
+            }
+        }
+        self.change(&*image, w, op)?;
+        drop(seen);
+        if self.writeback() { Ok(()) } else { self.flush(w) }
+    }
+
+    fn change(&self, image: &dyn Image, w: &dyn BlockWrite, op: &Op) -> Result<()> {
         match op {
-            Op::Read(..) => {}
-            Op::Flush => return self.flush(),
+            Op::Read(..) | Op::Flush => {}
             Op::Write(offset, from) => {
                 if self.options.detect_zeroes != DetectZeroes::Off && from.is_zero() {
                     let unmap = self.options.detect_zeroes == DetectZeroes::Unmap;
@@ -234,7 +329,7 @@ impl Drive {
                     if self.options.discard {
                         w.discard(*offset, *len)?;
                     } else {
-                        self.image.in_range(*offset, *len)?;
+                        image.in_range(*offset, *len)?;
                     }
                 }
             }
@@ -244,22 +339,33 @@ impl Drive {
                 }
             }
         }
-        if self.writeback() { Ok(()) } else { self.flush() }
+        Ok(())
     }
 
-    fn flush(&self) -> Result<()> {
-        match self.image.writable() {
-            Some(w) if !self.options.cache.no_flush => w.flush(),
-            _ => Ok(()),
-        }
+    fn flush(&self, w: &dyn BlockWrite) -> Result<()> {
+        if self.options.cache.no_flush { Ok(()) } else { w.flush() }
+    }
+}
+
+/// A change that a witness was told of, and is told the end of.
+struct Seen<'a> {
+    witness: &'a Arc<dyn Witness>,
+    offset: u64,
+    len: u64,
+}
+
+impl Drop for Seen<'_> {
+    fn drop(&mut self) {
+        self.witness.after(self.offset, self.len);
     }
 }
 
 impl Drop for Drive {
     fn drop(&mut self) {
         // The way out is as durable as the guest's last flush would have been.
-        if let Err(e) = self.flush() {
-            log::error!("'{}' was not flushed: {}", self.image.path().display(), e.chain());
+        let image = self.image();
+        if let Some(Err(e)) = image.writable().map(|w| self.flush(w)) {
+            log::error!("'{}' was not flushed: {}", image.path().display(), e.chain());
         }
     }
 }

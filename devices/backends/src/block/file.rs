@@ -7,6 +7,7 @@
 use super::error::{Error, Result};
 use super::lock::{self, Access};
 use super::pieces::{Dst, Src};
+use crate::fdset;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fs::File;
 use std::io;
@@ -485,11 +486,9 @@ fn cannot(e: &io::Error) -> bool {
 
 fn open_raw(path: &Path, mode: OpenMode) -> Result<File> {
     let flags = if mode.direct { libc::O_DIRECT } else { 0 };
+    let access = if mode.write { libc::O_RDWR } else { libc::O_RDONLY };
     // Opening a FIFO must not wait for its other end.
-    let open = |flags| {
-        let flags = flags | libc::O_NONBLOCK;
-        File::options().read(true).write(mode.write).custom_flags(flags).open(path)
-    };
+    let open = |flags| fdset::open(path, access | flags | libc::O_NONBLOCK);
     open(flags).map_err(|e| {
         if mode.direct && e.raw_os_error() == Some(libc::EINVAL) && open(0).is_ok() {
             return Error::Unsupported(format!(

@@ -42,6 +42,8 @@ pub mod drive;
 pub mod engine;
 pub mod error;
 pub mod file;
+mod gate;
+pub mod job;
 pub mod lock;
 pub mod open;
 pub mod pieces;
@@ -288,6 +290,8 @@ pub trait Image: BlockRead {
     fn path(&self) -> &Path;
     /// Its writing side, if it is open for writing.
     fn writable(&self) -> Option<&dyn BlockWrite>;
+    /// Opens it again for writing, or for reading only. No request is under way.
+    fn set_writable(&self, write: bool) -> Result<()>;
     /// What its parts are.
     fn extents(&self) -> &dyn Extents;
     /// Whether it can be resized.

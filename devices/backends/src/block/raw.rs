@@ -125,6 +125,12 @@ impl Image for Raw {
     fn writable(&self) -> Option<&dyn BlockWrite> {
         self.file.writable().then_some(self)
     }
+    fn set_writable(&self, write: bool) -> Result<()> {
+        match self.file.writable() == write {
+            true => Ok(()),
+            false => self.file.reopen(write),
+        }
+    }
     fn extents(&self) -> &dyn Extents {
         self
     }

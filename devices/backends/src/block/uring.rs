@@ -8,6 +8,7 @@ use super::Direct;
 use super::drive::{Drive, Op};
 use super::engine::{Engine, Request, Requester, Threads};
 use super::error::{Error, Result};
+use super::gate::Pass;
 use io_uring::{IoUring, opcode, squeue, types};
 use std::collections::VecDeque;
 use std::io;
@@ -53,18 +54,26 @@ pub struct Uring {
     thread: Option<JoinHandle<()>>,
 }
 
+/// A request that the kernel works on.
+struct Flight {
+    request: Request,
+    begun: Instant,
+    /// Where it works, and the right to.
+    direct: Direct,
+    _pass: Pass,
+}
+
 /// What the thread has.
 struct Ring {
     ring: IoUring,
     drive: Arc<Drive>,
-    direct: Direct,
     requester: Arc<dyn Requester>,
     bell: EventFd,
     /// Where the bell's count is read to; the kernel writes here.
     rung: Box<u64>,
     stop: Arc<AtomicBool>,
     /// What the kernel works on, and since when.
-    flights: Vec<Option<(Request, Instant)>>,
+    flights: Vec<Option<Flight>>,
     free: Vec<usize>,
     handoff: Arc<Handoff>,
     threads: Threads,
@@ -76,7 +85,7 @@ impl Uring {
         drive: Arc<Drive>,
         requester: Arc<dyn Requester>,
     ) -> std::result::Result<Arc<dyn Engine>, String> {
-        let direct = drive.direct().ok_or("the drive is not plainly in a file, or has limits")?;
+        drive.direct().ok_or("the drive is not plainly in a file, or has limits")?;
         let ring = IoUring::builder()
             .setup_clamp()
             .build(DEPTH as u32)
@@ -87,7 +96,6 @@ impl Uring {
         let handoff = Arc::new(Handoff { queue: Mutex::default(), to: requester.clone() });
         let mut r = Ring {
             ring,
-            direct,
             requester,
             bell: mine,
             rung: Box::new(0),
@@ -171,19 +179,19 @@ impl Ring {
 
     /// Starts a request, or hands it on.
     fn begin(&mut self, request: Request) -> io::Result<()> {
-        let fd = types::Fd(self.direct.file.raw_fd());
-        let align = self.direct.file.alignment();
+        // Limits, witnesses or another image may have come since; threads see to that.
+        let Some((direct, pass)) = self.drive.direct_pass() else {
+            self.hand_on(request);
+            return Ok(());
+        };
+        let fd = types::Fd(direct.file.raw_fd());
+        let align = direct.file.alignment();
         let fits = |offset: u64, len: u64, iov: &[libc::iovec], aligned: bool| {
             iov.len() <= MAX_IOV
                 && self.drive.image().in_range(offset, len).is_ok()
                 && aligned
                 && offset & (align - 1) == 0
         };
-        if self.drive.throttle().is_some() {
-            // Limits came later; threads keep to them.
-            self.hand_on(request);
-            return Ok(());
-        }
         let entry = match &request.op {
             Op::Read(at, to) if fits(*at, to.len(), to.iov(), to.is_aligned(align as usize)) => {
                 let iov = to.iov();
@@ -210,7 +218,7 @@ impl Ring {
             return Ok(());
         };
         // The iovecs stay where they are on the heap when the request moves.
-        self.flights[slot] = Some((request, Instant::now()));
+        self.flights[slot] = Some(Flight { request, begun: Instant::now(), direct, _pass: pass });
         self.push(&entry.user_data(slot as u64))
     }
 
@@ -235,7 +243,10 @@ impl Ring {
         Ok(())
     }
 
-    fn finish(&self, (request, begun): (Request, Instant), result: i32) {
+    fn finish(&self, flight: Flight, result: i32) {
+        // The pass goes first: a requester may be the one for whom somebody wants to be alone.
+        let Flight { request, begun, direct, _pass } = flight;
+        drop(_pass);
         let enter = |ok| self.drive.accounting().enter(&request.op, begun.elapsed(), ok);
         let whole = match &request.op {
             Op::Read(_, to) => to.len(),
@@ -254,7 +265,7 @@ impl Ring {
             Err(_) => {
                 enter(false);
                 let e = io::Error::from_raw_os_error(-result);
-                let what = format!("work on '{}'", self.direct.file.path().display());
+                let what = format!("work on '{}'", direct.file.path().display());
                 self.requester.complete(request, Err(Error::io(what, e)));
             }
         }

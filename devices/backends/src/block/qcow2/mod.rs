@@ -18,7 +18,7 @@
 //!   tables → L1 table → refcounts that shrink. So a crash at any moment leaks at most.
 //! * Clusters are freed in two steps: what referred to them is gone from memory
 //!   ([`Meta::dropped`]), and after that was flushed ([`Meta::freeable`]) and no request is in
-//!   flight ([`gate::Gate`]) their counts fall and they may be handed out anew.
+//!   flight ([`Gate`]) their counts fall and they may be handed out anew.
 //! * Lock order: gate → metadata. Nothing waits for the gate with the metadata locked.
 //! * With lazy refcounts, the dirty bit is on disk before the first cluster is taken; counts are
 //!   then written when the image is closed, or rebuilt when it is next opened for writing.
@@ -27,7 +27,6 @@ mod cache;
 mod check;
 mod compress;
 pub mod create;
-mod gate;
 pub mod header;
 mod io;
 mod map;
@@ -40,13 +39,13 @@ pub use header::Compression;
 
 use super::error::{Error, Result};
 use super::file::HostFile;
+use super::gate::Gate;
 use super::{
     BlockRead, BlockWrite, Check, Compress, Description, Extents, Image, Layered, Repair, Resize,
     Snapshots,
 };
 use cache::Cache;
 use compress::Recent;
-use gate::Gate;
 use header::{Header, INCOMPAT_CORRUPT, INCOMPAT_DIRTY};
 use map::Geometry;
 use refcount::Refcounts;
@@ -389,6 +388,27 @@ impl Image for Qcow2 {
     }
     fn writable(&self) -> Option<&dyn BlockWrite> {
         self.file.writable().then_some(self)
+    }
+    fn set_writable(&self, write: bool) -> Result<()> {
+        if self.file.writable() == write {
+            return Ok(());
+        }
+        if !write {
+            // Everything is on disk before the right to write goes.
+            self.close()?;
+            self.file.sync()?;
+            return self.file.reopen(false);
+        }
+        self.file.reopen(true)?;
+        let unknown = std::mem::take(&mut self.lock().header.autoclear);
+        if unknown != 0 {
+            // We keep none of the features that these bits vouch for.
+            self.lock().header.write(&self.file)?;
+        }
+        if self.is_dirty() {
+            self.check(Repair::All)?;
+        }
+        Ok(())
     }
     fn extents(&self) -> &dyn Extents {
         self

@@ -1,9 +1,10 @@
-//! Keeps those who use clusters apart from those who free them.
+//! Keeps those who use something apart from those who change it: requests from the freeing of
+//! clusters, and from a drive's change of image.
 
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
-/// Counts requests in flight. Requests enter together; whoever frees clusters waits until none is
-/// in flight, so that no request still reads or writes what is handed out anew.
+/// Counts requests in flight. Requests enter together; whoever changes what they use waits until
+/// none is in flight, so that none still reads or writes what is not there any more.
 #[derive(Debug, Default)]
 pub struct Gate {
     state: Mutex<State>,
@@ -21,6 +22,8 @@ struct State {
 pub struct Shared<'a>(&'a Gate);
 /// Being inside alone.
 pub struct Alone<'a>(&'a Gate);
+/// Being inside with others, for those who outlive a call.
+pub struct Pass(Arc<Gate>);
 
 impl Gate {
     /// Enters with others.
@@ -29,6 +32,24 @@ impl Gate {
         let mut s = self.changed.wait_while(s, |s| s.closed).unwrap();
         s.inside += 1;
         Shared(self)
+    }
+
+    /// Enters with others, unless somebody is alone inside or waits to be.
+    pub fn try_pass(self: &Arc<Gate>) -> Option<Pass> {
+        let mut s = self.state.lock().unwrap();
+        if s.closed {
+            return None;
+        }
+        s.inside += 1;
+        Some(Pass(self.clone()))
+    }
+
+    fn leave(&self) {
+        let mut s = self.state.lock().unwrap();
+        s.inside -= 1;
+        if s.inside == 0 && s.closed {
+            self.changed.notify_all();
+        }
     }
 
     /// Enters alone, after everybody has left.
@@ -53,11 +74,13 @@ impl Gate {
 
 impl Drop for Shared<'_> {
     fn drop(&mut self) {
-        let mut s = self.0.state.lock().unwrap();
-        s.inside -= 1;
-        if s.inside == 0 && s.closed {
-            self.0.changed.notify_all();
-        }
+        self.0.leave();
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.0.leave();
     }
 }
 
