@@ -259,6 +259,13 @@ impl Arena {
         // The closure never refuses.
         let _ = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, insert);
     }
+    /// The 8-byte aligned word at `off`.
+    pub(crate) fn word(&self, off: usize) -> u64 {
+        assert!(off.is_multiple_of(8) && off + 8 <= self.len);
+        // SAFETY: in bounds and aligned; all writers of published code use atomics.
+        let word = unsafe { &*self.rw.add(off).cast::<AtomicU64>() };
+        word.load(Ordering::Acquire)
+    }
     /// Atomically replaces the 8-byte aligned word at `off`.
     pub(crate) fn patch64(&self, off: usize, value: u64) {
         assert!(off.is_multiple_of(8) && off + 8 <= self.len);

@@ -18,6 +18,8 @@ impl ExitRef {
     pub const fn new(tag: u64, index: u8) -> ExitRef {
         ExitRef(tag << 8 | index as u64)
     }
+    /// No exit.
+    pub const NONE: ExitRef = ExitRef(u64::MAX);
     /// The block's tag.
     pub const fn tag(self) -> u64 {
         self.0 >> 8
@@ -31,13 +33,16 @@ impl ExitRef {
 /// A compiled block.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// Entry that checks the code pages first: for the jump cache, cross-page links and the loop.
+    /// Entry that checks mode and code pages first: for the jump cache and the loop.
     pub checked: CodePtr,
-    /// Entry without the page check: for links from the same page.
+    /// Entry that checks the code pages only: for links from other pages in the same mode.
+    pub paged: CodePtr,
+    /// Entry without a check: for links from the same page in the same mode.
     pub linked: CodePtr,
     /// Everything the block occupies, cold part included (host addresses; empty if none).
     pub range: Range<u64>,
-    /// By exit index: where to patch it (opaque to the caller), if it is a `Goto`.
+    /// By exit index: where to patch it (opaque to the caller), if it is a `Goto`, or an `Indirect`
+    /// that can be bound.
     pub exits: Vec<Option<LinkSite>>,
 }
 
@@ -78,7 +83,10 @@ pub trait Backend: Send + Sync {
     unsafe fn run(&self, env: *mut u8, code: CodePtr) -> u32;
     /// Makes the exit at `site` jump straight to `to`. Safe while other threads run the code.
     fn link(&self, site: LinkSite, to: CodePtr);
-    /// Undoes [`Backend::link`].
+    /// Makes the indirect exit at `site` jump straight to `to` where the guest pc is `pc`. Safe while
+    /// other threads run the code, if it is always the same `pc` for a site.
+    fn bind(&self, site: LinkSite, pc: u64, to: CodePtr);
+    /// Undoes [`Backend::link`] and [`Backend::bind`].
     fn unlink(&self, site: LinkSite);
     /// Makes the entries of a block refuse (see [`crate::target::Runtime::lookup`]) from now on (for
     /// invalidation while other threads may be about to enter).

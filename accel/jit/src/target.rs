@@ -164,13 +164,15 @@ pub struct Runtime {
     pub ptr: usize,
     /// `fn(env)`: writes a bounced `Ptr` back. May fault.
     pub ptr_end: usize,
-    /// `fn(env, pc: u64) -> u64`: jump-cache miss: host code of the checked entry of the block at
-    /// `pc` in the current mode, or 0 to leave with [`LEAVE_LOOKUP`] (pc global already set).
+    /// `fn(env, pc: u64, exit: u64) -> u64`: jump-cache miss: host code of the checked entry of the
+    /// block at `pc` in the current mode, or 0 to leave with [`LEAVE_LOOKUP`] (pc global already
+    /// set). `exit` is the [`crate::code::ExitRef`] of the exit that asks, which may be bound to what
+    /// is found ([`crate::code::Backend::bind`]), or [`crate::code::ExitRef::NONE`].
     pub lookup: usize,
     /// `fn(env)`: brings the guest's x87 state from its own fields to `x87_image`.
     pub x87_image: usize,
-    /// `fn(env, pc: u64) -> u64`: a checked entry of the block at `pc` was refused, because a code
-    /// page or the mode has changed; as `lookup`, but on 0 the code leaves with [`LEAVE_PAGE`]. What
+    /// `fn(env, pc: u64, exit: u64) -> u64`: an entry of the block at `pc` was refused, because a code
+    /// page or the mode has changed; as `lookup`, for no exit, but on 0 the code leaves with [`LEAVE_PAGE`]. What
     /// it returns must be an entry that passes.
     pub refused: usize,
 }

@@ -80,7 +80,7 @@ fn requests_and_poison_stop_a_loop() {
     m.env().exit_request = 0;
     m.env().globals[PC] = 0;
     m.backend.poison(&a);
-    for entry in [a.checked, a.linked] {
+    for entry in [a.checked, a.paged, a.linked] {
         assert_eq!(m.run(entry), LEAVE_PAGE);
         assert_eq!((m.env().globals[0], m.env().globals[PC]), (0, 0x1000));
     }
@@ -108,7 +108,7 @@ fn indirect_jumps_go_through_the_cache() {
     let mut m = machine();
     let a = m.add(&block(
         0x1000,
-        "insn 0x1000 2\n v0 = get %rdi\n v1 = const 1\n put %cc, v1\n exit indirect v0",
+        "insn 0x1000 2\n v0 = get %rdi\n v1 = const 1\n put %cc, v1\n exit indirect v0 far",
     ));
     m.add(&block(0x3000, "insn 0x3000 1\n v0 = get %cc\n put %rdx, v0\n exit leave 0x66"));
     m.env().globals[7] = 0x3000;
@@ -122,6 +122,39 @@ fn indirect_jumps_go_through_the_cache() {
     m.env().globals[7] = 0x4000;
     assert_eq!(m.run(a.checked), LEAVE_LOOKUP);
     assert_eq!(m.env().globals[PC], 0x4000);
+}
+
+#[test]
+fn indirect_jumps_are_bound_to_one_target() {
+    let mut m = machine();
+    for (reg, hint) in [("rdi", "ret"), ("r14", "call 0x1005")] {
+        let a = m.add(&block(
+            0x1000,
+            &format!("insn 0x1000 2\n v0 = get %{reg}\n exit indirect v0 {hint}"),
+        ));
+        let g = if reg == "rdi" { 7 } else { 14 };
+        let [b, c, other] = [0x61, 0x62, 0x63].map(|code| {
+            m.add(&block(0x3000 + code, &format!("insn 0x3000 1\n exit leave {code:#x}")))
+        });
+        m.world().blocks.clear();
+        m.env().globals[g] = 0x3000;
+        assert_eq!(m.run(a.checked), LEAVE_LOOKUP);
+        assert_eq!(m.env().globals[PC], 0x3000);
+        m.backend.bind(site(&a, 0), 0x3000, b.linked);
+        assert_eq!(m.run(a.checked), 0x61);
+        m.env().globals[g] = 0x1_0000_3000;
+        assert_eq!(m.run(a.checked), LEAVE_LOOKUP, "all 64 bits count");
+        m.world().blocks.insert(0x4000, other.checked);
+        m.env().globals[g] = 0x4000;
+        assert_eq!(m.run(a.checked), 0x63, "others go through the cache");
+        m.backend.unlink(site(&a, 0));
+        m.env().globals[g] = 0x3000;
+        assert_eq!(m.run(a.checked), LEAVE_LOOKUP);
+        m.backend.bind(site(&a, 0), 0x3000, c.linked);
+        assert_eq!(m.run(a.checked), 0x62);
+    }
+    let far = m.add(&block(0x1000, "insn 0x1000 2\n v0 = get %rdi\n exit indirect v0 far"));
+    assert_eq!(far.exits, [None]);
 }
 
 #[test]
@@ -140,6 +173,22 @@ fn page_checks_compare_the_code_map() {
     assert_eq!(m.run(c.checked), LEAVE_PAGE);
     m.env().code_map[4] = 0xffff_ffff;
     assert_eq!(m.run(c.checked), 0x77);
+}
+
+#[test]
+fn the_mode_counts_at_the_checked_entry_only() {
+    let mut m = machine();
+    let map = target().env;
+    let mut b = block(0x1000, "insn 0x1000 1\n exit leave 0x77");
+    b.pages = vec![
+        tandem_jit::ir::CodePage { slot: 3, id: 5 },
+        tandem_jit::ir::CodePage { slot: map.code_map_len, id: 0x1234_5678 },
+    ];
+    let c = m.add(&b);
+    assert_eq!(m.run(c.paged), LEAVE_PAGE);
+    m.env().code_map[3] = 5;
+    assert_eq!(m.run(c.paged), 0x77);
+    assert_eq!(m.run(c.checked), LEAVE_PAGE);
 }
 
 #[test]

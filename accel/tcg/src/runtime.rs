@@ -8,6 +8,7 @@ use crate::x86::Env;
 use crate::x86::exception::Exception;
 use crate::x86::helpers::{raise, vector};
 use crate::x86::paging::Access;
+use tandem_jit::code::ExitRef;
 use tandem_jit::ir::{PTR_ALIGNED, PTR_LOCKED, PTR_MASKED, PTR_READ, PTR_WRITE};
 use tandem_jit::target::{AccessInfo, Runtime};
 
@@ -154,8 +155,8 @@ extern "C" fn x87_image(env: *mut Env) {
     env.make_x87_image();
 }
 
-extern "C" fn lookup(env: *mut Env, pc: u64) -> u64 {
+extern "C" fn lookup(env: *mut Env, pc: u64, exit: u64) -> u64 {
     // SAFETY: called by generated code of this vCPU.
     let env = unsafe { env_of(env) };
-    exec::lookup_from_code(env, pc)
+    exec::lookup_from_code(env, pc, ExitRef(exit))
 }

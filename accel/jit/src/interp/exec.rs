@@ -3,7 +3,7 @@
 use super::Code;
 use super::mem::{cas, host_read, host_write};
 use super::thunk::ThunkArgs;
-use crate::code::CodePtr;
+use crate::code::{CodePtr, ExitRef};
 use crate::ir::eval::{Args, FLAGS, divide, eval, sext, sub_flags};
 use crate::ir::{
     Cond, Encoding, ExitKind, Inst, LD_SX32, LD_SX64, Native, NativeReg, Op, PTR_READ, PTR_WRITE,
@@ -474,9 +474,9 @@ impl<'a> State<'a> {
         }
         self.set_pc(pc);
         // SAFETY: `Runtime` says that this address is such a function.
-        let lookup: extern "C" fn(*mut u8, u64) -> u64 =
+        let lookup: extern "C" fn(*mut u8, u64, u64) -> u64 =
             unsafe { std::mem::transmute(self.target.runtime.lookup) };
-        match lookup(self.env, pc) {
+        match lookup(self.env, pc, ExitRef::NONE.0) {
             0 => Flow::Leave(LEAVE_LOOKUP),
             code => Flow::Enter(CodePtr(code).0),
         }

@@ -150,6 +150,10 @@ impl Backend for InterpBackend {
         }
     }
 
+    fn bind(&self, _site: LinkSite, _pc: u64, _to: CodePtr) {
+        // No indirect exit has a site.
+    }
+
     fn unlink(&self, site: LinkSite) {
         set_link(&self.shared.blocks(), site, 0);
     }
@@ -249,6 +253,7 @@ impl Compiler for InterpCompiler {
         };
         Ok(Compiled {
             checked: CodePtr(addr),
+            paged: CodePtr(addr),
             linked: CodePtr(addr | LINKED_ENTRY),
             range: 0..0,
             exits: block.exits.iter().enumerate().map(site).collect(),

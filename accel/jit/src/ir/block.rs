@@ -257,16 +257,18 @@ pub enum ExitKind {
 /// A hint on an exit, for return-address prediction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum ExitHint {
-    /// An ordinary jump.
+    /// An ordinary jump. An indirect one may change the mode.
     #[default]
     Jump,
-    /// A call that will return to this guest pc.
+    /// A call, in the same mode, that will return to this guest pc.
     Call {
         /// Return address.
         ret: u64,
     },
-    /// A return.
+    /// A return, in the same mode.
     Ret,
+    /// A jump that seldom leads to the same place twice, like a return from an interrupt.
+    Far,
 }
 
 /// One exit of a block.

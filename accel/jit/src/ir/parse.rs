@@ -296,6 +296,8 @@ impl<'a> Line<'a> {
             ExitHint::Call { ret: self.number()? }
         } else if self.eat("ret") {
             ExitHint::Ret
+        } else if self.eat("far") {
+            ExitHint::Far
         } else {
             ExitHint::Jump
         };

@@ -273,6 +273,7 @@ impl fmt::Display for ExitText<'_> {
             ExitHint::Jump => {}
             ExitHint::Call { ret } => write!(f, " call {ret:#x}")?,
             ExitHint::Ret => f.write_str(" ret")?,
+            ExitHint::Far => f.write_str(" far")?,
         }
         match self.0.dead {
             0 => Ok(()),

@@ -78,6 +78,15 @@ impl Fold<'_> {
         if self.bits(a) <= inst.w.bits() {
             return Rewrite::Copy(a);
         }
+        // SETcc and MOVZX: what was inserted is as narrow as what is read back.
+        if let Some(def) = self.def(a)
+            && def.op == Op::Deposit
+            && def.aux == 0
+            && def.w >= inst.w
+            && self.bits(def.ins[1]) <= inst.w.bits()
+        {
+            return Rewrite::Copy(def.ins[1]);
+        }
         match self.sole_def(a) {
             Some(def)
                 if inst.w == Width::W32

@@ -5,7 +5,10 @@ use super::asm::*;
 use super::frame::*;
 use super::generate::{Cold, ColdKind, Gen};
 use crate::code::{CompileError, ExitRef};
-use crate::ir::{Block, Exit, ExitKind, Inst};
+use crate::ir::{Block, Exit, ExitHint, ExitKind, Inst};
+
+/// From the start of a bound exit's comparison to the displacement of its jump.
+pub(super) const SITE_JUMP: usize = 10;
 
 /// Whether nobody looks at global `g` behind `exit`.
 fn is_dead(exit: &Exit, g: u8) -> bool {
@@ -50,7 +53,7 @@ impl Gen {
             // In a locked register, so that flushing cannot disturb it.
             let t = self.reg(inst.ins[0]);
             self.flush();
-            return self.indirect(t);
+            return self.indirect(index, exit.hint, t);
         }
         self.flush();
         self.direct(index, exit.kind);
@@ -85,8 +88,43 @@ impl Gen {
         self.a.jmp_to(to);
     }
 
-    /// Jumps to the block at the guest pc in `t`, through the jump cache.
-    fn indirect(&mut self, t: Reg) {
+    /// The place of an indirect exit that the runtime can bind to the first target it finds
+    /// ([`crate::code::Backend::bind`]). It begins in an aligned word, as
+    ///
+    /// ```text
+    ///   jmp lookup; (two bytes of the instruction below; nop)
+    ///   je  probe
+    /// probe:
+    /// ```
+    ///
+    /// and binding makes it, in this order, by one atomic store each,
+    ///
+    /// ```text
+    ///   cmp t, [pc]; nop            pc: the word in front of `lookup`
+    ///   je  block
+    /// probe:
+    /// ```
+    ///
+    /// The pc never changes again, so that whoever compares sees the pc that the jump is for.
+    fn bound(&mut self, index: usize, t: Reg, lookup: Label) {
+        self.a.align(8, 0);
+        self.a.jmp(lookup);
+        // REX.W and ModRM of CMP r64, [RIP + d].
+        self.a.raw(&[0x48 | (t & 8) >> 1, 5 | (t & 7) << 3, 0x90]);
+        let probe = self.a.label();
+        self.links[index] = Some((self.a.pos() + 2, probe));
+        self.a.jcc(CC_E, probe);
+        self.a.bind(probe);
+    }
+
+    /// Jumps to the block at the guest pc in `t`: where exit `index` is bound to, or through the jump
+    /// cache.
+    fn indirect(&mut self, index: usize, hint: ExitHint, t: Reg) {
+        let lookup = self.a.label();
+        if hint != ExitHint::Far {
+            self.bound(index, t, lookup);
+        }
+        self.push_cold(lookup, lookup, ColdKind::Lookup { exit: index as u16, target: t });
         let shared = self.inner.shared.clone();
         let e = &shared.target.env;
         self.locked = 1 << t;
@@ -103,17 +141,27 @@ impl Gen {
         self.a.shift_i(Sh::Shl, W32, Rm::R(i), 4);
         let entry = |off: i32| Mem::idx(RSP, i, 0, FRAME + e.jmp_cache as i32 + off);
         self.a.alu_r(Alu::Cmp, W64, t, entry(0));
-        let miss = self.a.label();
-        self.a.jcc(CC_NE, miss);
+        self.a.jcc(CC_NE, lookup);
         self.a.jmp_rm(entry(8));
-        self.a.bind(miss);
-        self.a.store(W64, frame(ARGS), t);
-        let lookup = self.inner.thunks.lookup;
-        self.a.jmp_to(lookup);
+    }
+
+    /// Has the runtime find the block.
+    fn lookup(&mut self, exit: u16, target: Reg) {
+        let may_bind = self.links[exit as usize].is_some();
+        let exit = if may_bind { ExitRef::new(self.tag, exit as u8) } else { ExitRef::NONE };
+        self.a.store(W64, frame(ARGS), target);
+        self.store_const(frame(ARGS + 8), exit.0, NOREG);
+        let to = self.inner.thunks.lookup;
+        self.a.jmp_to(to);
     }
 
     /// Emits one piece of cold code.
     pub(super) fn cold_piece(&mut self, block: &Block, c: Cold) {
+        if let ColdKind::Lookup { .. } = c.kind {
+            // The pc that the exit is bound to.
+            self.a.align(8, 0);
+            self.a.data64(0);
+        }
         self.a.bind(c.entry);
         self.x87 = c.x87;
         match c.kind {
@@ -153,6 +201,7 @@ impl Gen {
                 }
                 return;
             }
+            ColdKind::Lookup { exit, target } => return self.lookup(exit, target),
         }
         self.a.jmp(c.back);
     }

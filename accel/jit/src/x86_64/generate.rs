@@ -76,6 +76,9 @@ pub(super) enum ColdKind {
     Exit { exit: u16, first: u32, count: u32 },
     /// The unlinked end of exit `exit`.
     Chain { exit: u16 },
+    /// The jump cache does not know the guest pc in `target`, where exit `exit` leads; nothing of
+    /// that exit is bound, or it is to another pc.
+    Lookup { exit: u16, target: Reg },
 }
 
 /// A `Deposit` at bit 0 of the 8- or 16-bit result at hand: done by computing in place, because an
@@ -224,9 +227,8 @@ impl Gen {
     }
 
     /// Stubs that poisoned and refused entries jump to (their thunks expect the second stub and the
-    /// pc right behind the first), then both entries. Returns the offsets of the checked and the
-    /// linked entry.
-    fn prologue(&mut self, block: &Block) -> (u32, u32) {
+    /// pc right behind the first), then the entries. Returns their offsets: checked, paged, linked.
+    fn prologue(&mut self, block: &Block) -> (u32, u32, u32) {
         let e = self.inner.shared.target.env;
         let (page, request) = (self.inner.thunks.page, self.inner.thunks.request);
         let page_stub = self.a.here();
@@ -236,14 +238,12 @@ impl Gen {
         self.a.data64(block.pc);
         self.a.align(16, 0);
         let checked = self.a.pos();
-        for page in &block.pages {
-            if page.slot > e.code_map_len {
-                self.error.get_or_insert(CompileError::TooLarge);
-                continue;
-            }
-            self.a.cmp_d_imm32(env(e.code_map + 4 * page.slot), page.id);
-            self.a.jcc_back(CC_NE, page_stub);
-        }
+        // The words of the map are of pages, that behind it is of the mode.
+        let (modes, pages) = (|s| s >= e.code_map_len, |s| s < e.code_map_len);
+        self.check_words(block, modes, page_stub);
+        self.a.align(8, 0);
+        let paged = self.a.pos();
+        self.check_words(block, pages, page_stub);
         self.a.align(8, 0);
         let linked = self.a.pos();
         self.a.alu_i(Alu::Cmp, W32, env(e.exit_request), 0);
@@ -261,7 +261,19 @@ impl Gen {
             self.a.bind(back);
             self.push_cold(entry, back, ColdKind::Vectors);
         }
-        (checked, linked)
+        (checked, paged, linked)
+    }
+    /// Checks the words of the code map that the block wants and that `which` chooses.
+    fn check_words(&mut self, block: &Block, which: impl Fn(u32) -> bool, refused: Label) {
+        let e = self.inner.shared.target.env;
+        for page in block.pages.iter().filter(|p| which(p.slot)) {
+            if page.slot > e.code_map_len {
+                self.error.get_or_insert(CompileError::TooLarge);
+                continue;
+            }
+            self.a.cmp_d_imm32(env(e.code_map + 4 * page.slot), page.id);
+            self.a.jcc_back(CC_NE, refused);
+        }
     }
 
     /// Stores a constant to the pc global. May use R11.
@@ -421,7 +433,7 @@ impl Gen {
         self.cold.push(Cold { entry, back, kind, x87: self.x87 });
     }
 
-    fn emit(&mut self, block: &Block) -> (u32, u32) {
+    fn emit(&mut self, block: &Block) -> (u32, u32, u32) {
         let entries = self.prologue(block);
         self.body(block);
         let mut i = 0;
@@ -475,7 +487,7 @@ impl Compiler for Gen {
         }
         self.start(block, tag);
         self.a.start(arena.addr(self.cursor.pos()));
-        let (checked, linked) = self.emit(block);
+        let (checked, paged, linked) = self.emit(block);
         if let Some(error) = self.error.take() {
             return Err(error);
         }
@@ -496,6 +508,7 @@ impl Compiler for Gen {
         };
         Ok(Compiled {
             checked: CodePtr(start + checked as u64),
+            paged: CodePtr(start + paged as u64),
             linked: CodePtr(start + linked as u64),
             range: start..start + len as u64,
             exits: self.links.iter().map(|l| l.as_ref().map(site)).collect(),

@@ -11,9 +11,8 @@
 //! * Between `Put`s and the next point that can observe them (fault, exit, call), a pinned register
 //!   may run ahead of its global; at such a point it never does.
 //! * EFLAGS and scratch registers carry nothing between blocks.
-//! * The linked entry is 8-byte, the checked entry 16-byte aligned, and both begin with an
-//!   instruction of at least 8 bytes, so that one atomic store poisons an entry. A block's first
-//!   byte is the stub that a poisoned entry jumps to.
+//! * The entries are 8-byte aligned and begin with an instruction of at least 8 bytes, so that one
+//!   atomic store poisons an entry. A block's first byte is the stub that a poisoned entry jumps to.
 //! * The displacement of a linkable jump lies within an aligned 8-byte word, so that one atomic
 //!   operation links it.
 //!
@@ -236,6 +235,21 @@ impl Backend for X64Backend {
             arena.patch32(at, (to as i64 - (at as i64 + 4)) as u32);
         }
     }
+    fn bind(&self, site: LinkSite, pc: u64, to: CodePtr) {
+        let arena = &self.inner.shared.arena;
+        // See `Gen::bound`: the word in front of the jump.
+        let Some(at) = (site.0 as u32 as usize).checked_sub(exit::SITE_JUMP) else { return };
+        let [0xe9, d0, d1, d2, d3, rex, modrm, _] = arena.word(at).to_le_bytes() else {
+            // Compares with the same pc already.
+            return self.link(site, to);
+        };
+        let stub = at as i64 + 5 + i64::from(i32::from_le_bytes([d0, d1, d2, d3]));
+        let key = stub - 8;
+        let [k0, k1, k2, k3] = ((key - (at as i64 + 7)) as i32).to_le_bytes();
+        arena.patch64(key as usize, pc);
+        self.link(site, to);
+        arena.patch64(at, u64::from_le_bytes([rex, 0x3b, modrm, k0, k1, k2, k3, 0x90]));
+    }
     fn unlink(&self, site: LinkSite) {
         let at = site.0 as u32 as usize;
         let stub = (site.0 >> 32) as usize;
@@ -244,7 +258,7 @@ impl Backend for X64Backend {
     fn poison(&self, block: &Compiled) {
         let arena = &self.inner.shared.arena;
         let Some(stub) = arena.offset(block.range.start) else { return };
-        for entry in [block.checked, block.linked] {
+        for entry in [block.checked, block.paged, block.linked] {
             if let Some(at) = arena.offset(entry.0) {
                 arena.patch64(at, jump_word(at, stub));
             }

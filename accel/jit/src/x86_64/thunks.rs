@@ -8,6 +8,7 @@
 
 use super::asm::*;
 use super::frame::*;
+use crate::code::ExitRef;
 use crate::target::*;
 
 /// Addresses of the thunks (offsets from the start of the buffer while building).
@@ -27,7 +28,7 @@ pub(super) struct Thunks {
     pub store: u64,
     pub ptr: u64,
     pub ptr_end: u64,
-    /// Entered by JMP, guest pc in `ARGS`.
+    /// Entered by JMP, guest pc and exit reference in `ARGS`.
     pub lookup: u64,
     /// Load vector registers 0–15, or all vector state (what of it is not loaded yet); entered by
     /// CALL; change no general register.
@@ -336,16 +337,18 @@ impl Builder<'_> {
         self.a.pop(R11);
         self.a.load(W64, R11, Mem::new(R11, 5));
         self.a.store(W64, frame(ARGS), R11);
+        self.a.store_i(W64, frame(ARGS + 8), ExitRef::NONE.0 as i32);
         self.look_up(rt.refused, LEAVE_PAGE);
         (missed, refused)
     }
-    /// Asks `function` for the block at the pc in `ARGS` and goes there, or leaves with `code`.
+    /// Asks `function` for the block at the pc in `ARGS`, for the exit behind it, and goes there, or leaves with `code`.
     fn look_up(&mut self, function: usize, code: u32) {
         let none = self.a.label();
         self.save_pins(!0, 0);
         self.vec_out(0);
         self.a.lea(W64, RDI, self.env(0, 0));
         self.a.load(W64, RSI, frame(ARGS));
+        self.a.load(W64, RDX, frame(ARGS + 8));
         let pc = self.t.globals[self.t.pc_global as usize].offset;
         self.a.store(W64, self.env(pc, 0), RSI);
         self.a.mov_i(RAX, function as u64);

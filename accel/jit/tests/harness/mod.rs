@@ -405,7 +405,7 @@ extern "C" fn rt_ptr_end(env: &mut Env) {
     }
 }
 
-extern "C" fn rt_lookup(env: &mut Env, pc: u64) -> u64 {
+extern "C" fn rt_lookup(env: &mut Env, pc: u64, _exit: u64) -> u64 {
     let Some(&CodePtr(code)) = env.world().blocks.get(&pc) else { return 0 };
     let i = (pc ^ pc >> JMP_BITS) as usize & ((1 << JMP_BITS) - 1);
     env.jmp_cache[i] = [pc, code];
@@ -419,7 +419,7 @@ extern "C" fn rt_x87_image(env: &mut Env) {
     env.x87_image[8..10].fill(0xff);
 }
 
-extern "C" fn rt_refused(_env: &mut Env, _pc: u64) -> u64 {
+extern "C" fn rt_refused(_env: &mut Env, _pc: u64, _exit: u64) -> u64 {
     0
 }
 

@@ -12,7 +12,7 @@ use crate::x86::paging::{self, Access};
 use crate::x86::translate::{self, CodeFetch, CodeRange, Limits};
 use std::cell::RefCell;
 use tandem_accel::x86::cpuid::CpuidTable;
-use tandem_jit::code::{CompileError, Compiler};
+use tandem_jit::code::{CompileError, Compiler, ExitRef};
 use tandem_jit::ir::{Block, CodePage};
 use tandem_jit::opt;
 
@@ -331,8 +331,8 @@ fn physical_ranges(code: &[CodeRange], pages: &[Page], to: &mut Vec<Range>) {
 }
 
 /// Jump-cache miss in generated code: the checked entry of the block at `pc`, entered into the jump
-/// cache, or 0 to go back to the loop.
-pub fn lookup_from_code(env: &mut Env, pc: u64) -> u64 {
+/// cache, or 0 to go back to the loop. Exit `from`, if it is one, may lead straight there from now on.
+pub fn lookup_from_code(env: &mut Env, pc: u64, from: ExitRef) -> u64 {
     env.vcpu().counters.jump_cache_misses.hit();
     if env.vcpu().leaves_always() || env.vcpu().single.get() {
         return 0;
@@ -345,6 +345,9 @@ pub fn lookup_from_code(env: &mut Env, pc: u64) -> u64 {
         Ok(f) if f.provisional => 0,
         Ok(f) => {
             env.enter_jump_cache(pc, f.checked.0);
+            if from != ExitRef::NONE {
+                env.vcpu().tbs.bind(from, f);
+            }
             f.checked.0
         }
         Err(_) => 0,

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use tandem_accel::memory::WriteWatch;
 use tandem_jit::code::{Backend, CodePtr, Compiled, ExitRef};
-use tandem_jit::ir::{Block, ExitKind};
+use tandem_jit::ir::{Block, Exit, ExitHint, ExitKind};
 
 /// What a translation depends on besides its code bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -26,6 +26,13 @@ pub struct TbKey {
     pub mode: u32,
 }
 
+impl TbKey {
+    /// Linear page of the first byte.
+    fn page(&self) -> u64 {
+        self.cs_base.wrapping_add(self.rip) & !PAGE_MASK
+    }
+}
+
 /// A run of guest physical code bytes inside one page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Range {
@@ -33,6 +40,31 @@ pub struct Range {
     pub gpa: u64,
     /// Length in bytes, not crossing the page.
     pub len: u32,
+}
+
+/// Where an exit leads.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// To a guest pc; `same_page`: on the block's first page.
+    To { pc: u64, same_page: bool },
+    /// To what a register says. `near`: in the same mode. Once bound it is so to one `pc` for ever,
+    /// but a jump there only while `linked`.
+    Indirect { near: bool, bound: Option<u64>, linked: bool },
+    /// To the execution loop.
+    Out,
+}
+
+impl Way {
+    fn of(e: &Exit) -> Way {
+        match e.kind {
+            ExitKind::Goto { pc, same_page } => Way::To { pc, same_page },
+            ExitKind::Indirect => {
+                let near = matches!(e.hint, ExitHint::Call { .. } | ExitHint::Ret);
+                Way::Indirect { near, bound: None, linked: false }
+            }
+            ExitKind::Leave { .. } => Way::Out,
+        }
+    }
 }
 
 /// A translation block.
@@ -49,8 +81,8 @@ pub struct Tb {
     pub ranges: Vec<Range>,
     /// The bytes of `ranges` one after the other, while the block is provisional.
     code: Option<Box<[u8]>>,
-    /// By exit: the guest pc of a `Goto`, and whether it stays on the first page.
-    exits: Vec<Option<(u64, bool)>>,
+    /// By exit.
+    exits: Vec<Way>,
     /// Guest instructions.
     pub insns: u32,
     /// Exits of other blocks that jump here: (tag, exit index).
@@ -63,14 +95,24 @@ pub struct Tb {
 pub struct Found {
     /// Tag of the block.
     pub tag: u64,
-    /// Entry with page check.
+    /// Entry that checks mode and pages.
     pub checked: CodePtr,
-    /// Entry without.
+    /// Entry that checks the pages.
+    pub paged: CodePtr,
+    /// Entry that checks nothing.
     pub linked: CodePtr,
     /// Second code page: virtual, physical.
     pub page2: Option<(u64, u64)>,
     /// May be entered once, now; to be confirmed ([`TbCache::confirm`]) before the next time.
     pub provisional: bool,
+}
+
+impl Found {
+    /// The entry for a jump in the same mode, which comes from the same page or not. That page is
+    /// known to be mapped as it was; a second one needs its check.
+    fn entry(&self, same_page: bool) -> CodePtr {
+        if same_page && self.page2.is_none() { self.linked } else { self.paged }
+    }
 }
 
 /// Makes vCPUs notice their stores to pages that hold code.
@@ -239,17 +281,10 @@ impl TbCache {
         block: &Block,
         pages: impl IntoIterator<Item = (u64, Watched)>,
     ) -> Option<Found> {
-        let exits = block
-            .exits
-            .iter()
-            .map(|e| match e.kind {
-                ExitKind::Goto { pc, same_page } => Some((pc, same_page)),
-                _ => None,
-            })
-            .collect();
+        let exits = block.exits.iter().map(Way::of).collect();
         let NewTb { key, phys, tag, page2, ranges, code, insns, compiled } = new;
-        let (checked, linked) = (compiled.checked, compiled.linked);
-        let found = Found { tag, checked, linked, page2, provisional: code.is_some() };
+        let Compiled { checked, paged, linked, .. } = compiled;
+        let found = Found { tag, checked, paged, linked, page2, provisional: code.is_some() };
         let mut inner = self.lock();
         let written =
             |(p, w): (_, Watched)| inner.pages.get(&p).is_none_or(|x| x.writes != w.writes);
@@ -340,22 +375,51 @@ impl TbCache {
     pub fn link(&self, from: ExitRef, to: Found) {
         let mut inner = self.lock();
         let (Some(tb), Some(target)) = (inner.get(from.tag()), inner.get(to.tag)) else { return };
-        let (Some(Some((pc, same_page))), Some(Some(site))) =
+        let (Some(Way::To { pc, same_page }), Some(Some(site))) =
             (tb.exits.get(from.index()).copied(), tb.compiled.exits.get(from.index()).copied())
         else {
             return;
         };
-        if (TbKey { rip: pc, ..tb.key }) != target.key {
+        if (TbKey { rip: pc, ..tb.key }) != target.key || to.provisional {
             return;
         }
-        // The target's first page is the exit's page; a second page needs its own check.
-        if to.provisional {
-            return;
-        }
-        let entry = if same_page && to.page2.is_none() { to.linked } else { to.checked };
         let Some(target) = inner.get_mut(to.tag) else { return };
         target.incoming.push(from);
-        self.backend.link(site, entry);
+        self.backend.link(site, to.entry(same_page));
+        self.counters.links.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Makes indirect exit `from` jump straight to block `to` whenever it leads to that guest pc, if
+    /// it is not bound to another pc.
+    pub fn bind(&self, from: ExitRef, to: Found) {
+        let mut inner = self.lock();
+        let (Some(tb), Some(target)) = (inner.get(from.tag()), inner.get(to.tag)) else { return };
+        let (Some(Way::Indirect { near, bound, linked: false }), Some(Some(site))) =
+            (tb.exits.get(from.index()).copied(), tb.compiled.exits.get(from.index()).copied())
+        else {
+            return;
+        };
+        let pc = target.key.rip;
+        if bound.is_some_and(|b| b != pc) || to.provisional {
+            return;
+        }
+        let entry = if near {
+            if (TbKey { rip: pc, ..tb.key }) != target.key {
+                return;
+            }
+            to.entry(tb.key.page() == target.key.page())
+        } else {
+            // The entry checks the mode, but no code segment.
+            if target.key.cs_base != 0 {
+                return;
+            }
+            to.checked
+        };
+        let Some(tb) = inner.get_mut(from.tag()) else { return };
+        tb.exits[from.index()] = Way::Indirect { near, bound: Some(pc), linked: true };
+        let Some(target) = inner.get_mut(to.tag) else { return };
+        target.incoming.push(from);
+        self.backend.bind(site, pc, entry);
         self.counters.links.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -421,10 +485,13 @@ impl TbCache {
         }
         for from in incoming {
             let slot = from.tag().wrapping_sub(inner.first_tag) as usize;
-            if let Some(Some(tb)) = inner.tbs.get(slot)
+            if let Some(Some(tb)) = inner.tbs.get_mut(slot)
                 && let Some(Some(site)) = tb.compiled.exits.get(from.index()).copied()
             {
                 self.backend.unlink(site);
+                if let Some(Way::Indirect { linked, .. }) = tb.exits.get_mut(from.index()) {
+                    *linked = false;
+                }
             }
         }
         for r in &ranges {
@@ -510,6 +577,7 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tandem_jit::code::LinkSite;
     use tandem_jit::interp::InterpBackend;
 
     /// Keeps what it is told.
@@ -576,6 +644,7 @@ mod tests {
                 insns: 2,
                 compiled: Compiled {
                     checked: CodePtr(0),
+                    paged: CodePtr(0),
                     linked: CodePtr(0),
                     range: 0..0,
                     exits: Vec::new(),
@@ -598,6 +667,109 @@ mod tests {
         assert!(tbs.write(0x5011, 1, |hit| assert!(hit)));
         assert!(tbs.find(key, 0x5010).is_none());
         assert!(!enter().provisional);
+    }
+
+    /// Keeps what is linked; compiles nothing.
+    #[derive(Default)]
+    struct Links(Mutex<Vec<(u64, Option<u64>, u64)>>);
+
+    impl Backend for Links {
+        fn name(&self) -> &'static str {
+            "links"
+        }
+        fn compiler(&self) -> Box<dyn tandem_jit::code::Compiler> {
+            unimplemented!()
+        }
+        unsafe fn run(&self, _: *mut u8, _: CodePtr) -> u32 {
+            0
+        }
+        fn link(&self, site: LinkSite, to: CodePtr) {
+            self.0.lock().unwrap().push((site.0, None, to.0));
+        }
+        fn bind(&self, site: LinkSite, pc: u64, to: CodePtr) {
+            self.0.lock().unwrap().push((site.0, Some(pc), to.0));
+        }
+        fn unlink(&self, site: LinkSite) {
+            self.0.lock().unwrap().push((site.0, None, 0));
+        }
+        fn poison(&self, _: &Compiled) {}
+        fn reset(&self) {}
+        fn usage(&self) -> (usize, usize) {
+            (0, 0)
+        }
+        fn code_bytes(&self, _: std::ops::Range<u64>) -> Vec<u8> {
+            Vec::new()
+        }
+        fn alloc_env(&self) -> std::io::Result<tandem_jit::code::EnvMem> {
+            tandem_jit::code::EnvMem::new(0, 0)
+        }
+    }
+
+    /// Enters a block whose entries are 16 `n` + 1, 2, 3, with one exit, at site `n`.
+    fn enter(tbs: &TbCache, n: u64, key: TbKey, exit: Exit) -> Found {
+        let phys = key.cs_base + key.rip;
+        let pages = [(phys & !PAGE_MASK, tbs.watch_page(phys & !PAGE_MASK))];
+        let entry = |k| CodePtr(16 * n + k);
+        let new = NewTb {
+            key,
+            phys,
+            tag: tbs.reserve(),
+            page2: None,
+            ranges: vec![Range { gpa: phys, len: 2 }],
+            code: None,
+            insns: 2,
+            compiled: Compiled {
+                checked: entry(1),
+                paged: entry(2),
+                linked: entry(3),
+                range: 0..0,
+                exits: vec![Some(LinkSite(n))],
+            },
+        };
+        let block = Block { exits: vec![exit], ..Block::default() };
+        tbs.insert(new, &block, pages).unwrap()
+    }
+
+    #[test]
+    fn indirect_exits_are_bound_to_the_first_target_of_their_mode() {
+        let links = Arc::new(Links::default());
+        let tbs = TbCache::new(links.clone(), None, Arc::new(Watch::default()));
+        let at = |rip| TbKey { rip, cs_base: 0, mode: 3 };
+        let exit = |hint| Exit::new(ExitKind::Indirect, hint);
+        let ret = enter(&tbs, 1, at(0x5000), exit(ExitHint::Ret));
+        let jump = enter(&tbs, 2, at(0x5100), exit(ExitHint::Jump));
+        let near = enter(&tbs, 3, at(0x5200), exit(ExitHint::Far));
+        let away = enter(&tbs, 4, at(0x6000), exit(ExitHint::Far));
+        let other = TbKey { mode: 0, ..at(0x6100) };
+        let other = enter(&tbs, 5, other, exit(ExitHint::Far));
+        let based = enter(&tbs, 6, TbKey { cs_base: 0x10, ..at(0x6200) }, exit(ExitHint::Far));
+        let of = |f: Found| ExitRef::new(f.tag, 0);
+        let done = || std::mem::take(&mut *links.0.lock().unwrap());
+
+        tbs.bind(of(ret), other);
+        assert_eq!(done(), [], "a near return stays in its mode");
+        tbs.bind(of(ret), near);
+        assert_eq!(done(), [(1, Some(0x5200), 0x33)]);
+        tbs.bind(of(ret), near);
+        tbs.bind(of(ret), away);
+        assert_eq!(done(), [], "once");
+        tbs.bind(of(jump), based);
+        assert_eq!(done(), [], "the entry checks no base");
+        tbs.bind(of(jump), other);
+        assert_eq!(done(), [(2, Some(0x6100), 0x51)]);
+
+        // The target's code is written and translated again.
+        assert!(tbs.write(0x5201, 1, |_| ()));
+        assert_eq!(done(), [(1, None, 0)]);
+        tbs.bind(of(ret), away);
+        assert_eq!(done(), [], "the guest pc stays");
+        let near = enter(&tbs, 7, at(0x5200), exit(ExitHint::Far));
+        tbs.bind(of(ret), near);
+        assert_eq!(done(), [(1, Some(0x5200), 0x73)]);
+
+        let far = enter(&tbs, 8, at(0x7000), exit(ExitHint::Call { ret: 0 }));
+        tbs.bind(of(far), near);
+        assert_eq!(done(), [(8, Some(0x5200), 0x72)], "from another page");
     }
 
     #[test]

@@ -100,6 +100,31 @@ pub const fn ror(w: Width) -> u64 {
     (4 | w as u64) << 12 | (8 | w as u64) << 16
 }
 
+/// Which words of [`CcState`] mean something beside an operation word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub struct Words {
+    pub dst: bool,
+    pub src: bool,
+    pub src2: bool,
+    pub inc: bool,
+    pub over: bool,
+}
+
+/// What [`compute`] looks at where the operation word is `op`.
+pub fn words(op: u64) -> Words {
+    use CcKind::*;
+    let kind = (op & OP_BASE) >> 2;
+    let is = |kinds: &[CcKind]| kinds.iter().any(|&k| k as u64 == kind);
+    Words {
+        dst: !is(&[Eflags]),
+        src: !is(&[Logic, Zero]),
+        src2: is(&[Adc, Sbb, Shl, Shr, Sar, Imul2]),
+        inc: op & OP_INC != 0,
+        over: op & (OP_OVER_CF | OP_OVER_OF) != 0,
+    }
+}
+
 const fn width(code: u64) -> Width {
     match code & 3 {
         0 => Width::W8,
@@ -281,6 +306,34 @@ mod tests {
         u64::MAX,
         0x1234_5678_9abc_def0,
     ];
+
+    #[test]
+    fn words_that_mean_nothing_change_nothing() {
+        let mut x = 1u64;
+        let mut random = || {
+            x = x.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            x.rotate_left(29)
+        };
+        let upper = [0, inc(Width::W8), dec(Width::W64), OVER_CF, OVER_OF, rol(Width::W32)];
+        for (base, upper) in (0..=op(CcKind::Zero, Width::W64)).flat_map(|b| upper.map(|u| (b, u)))
+        {
+            for _ in 0..50 {
+                let op = base | upper;
+                let [dst, src, src2, inc, over] = std::array::from_fn(|_| random());
+                let cc = CcState { op, dst, src, src2, inc, over };
+                let w = words(op);
+                let junk = CcState {
+                    op,
+                    dst: if w.dst { dst } else { random() },
+                    src: if w.src { src } else { random() },
+                    src2: if w.src2 { src2 } else { random() },
+                    inc: if w.inc { inc } else { random() },
+                    over: if w.over { over } else { random() },
+                };
+                assert_eq!(compute(&cc), compute(&junk), "{op:#x}");
+            }
+        }
+    }
 
     /// Calls `f` with pairs of operands: all pairs of bytes, then edges of all widths.
     fn pairs(mut f: impl FnMut(u64, u64)) {

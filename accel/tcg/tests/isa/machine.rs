@@ -106,7 +106,7 @@ extern "C" fn x87_image(env: *mut Env) {
     unsafe { &mut *env }.make_x87_image();
 }
 
-extern "C" fn lookup(_: *mut Env, _: u64) -> u64 {
+extern "C" fn lookup(_: *mut Env, _: u64, _: u64) -> u64 {
     0
 }
 

@@ -47,6 +47,20 @@ impl FlagState {
         !self.in_env
     }
 
+    /// The globals that say nothing about the flags, as a set.
+    pub(super) fn idle(&self) -> u64 {
+        let Some(op) = self.op else { return 0 };
+        let w = flags::words(op);
+        let words = [
+            (global::CC_DST, w.dst),
+            (global::CC_SRC, w.src),
+            (global::CC_SRC2, w.src2),
+            (global::CC_INC, w.inc),
+            (global::CC_OVER, w.over),
+        ];
+        words.iter().filter(|w| !w.1).fold(0, |set, w| set | 1 << w.0.0)
+    }
+
     fn provide(&mut self, fl: Val, which: u64) {
         if which & CF != 0 {
             self.cf = fl;

@@ -154,13 +154,15 @@ impl<'a> Translator<'a> {
 
     /// The exit to `rip` in the same mode.
     pub(super) fn exit_to(&mut self, rip: u64, hint: ExitHint) -> Exit {
+        let idle = self.cc.idle();
         if let Some(code) = self.debug_leave() {
-            return Exit::new(ExitKind::Leave { code, pc: Some(rip) }, hint);
+            let kind = ExitKind::Leave { code, pc: Some(rip) };
+            return Exit { dead: idle, ..Exit::new(kind, hint) };
         }
         let page = |rip| self.key.linear(rip) & super::PAGE;
         let same_page = page(rip) == page(self.key.rip);
         let dead = if self.cc.is_pending() { self.peek.dead_at(rip) } else { 0 };
-        Exit { kind: ExitKind::Goto { pc: rip, same_page }, hint, dead }
+        Exit { kind: ExitKind::Goto { pc: rip, same_page }, hint, dead: dead | idle }
     }
 
     /// Ends the block with a jump to `rip`.
@@ -185,7 +187,8 @@ impl<'a> Translator<'a> {
             self.b.call_void(helpers::SET_RIP, &[rip]);
             return self.leave(code, None);
         }
-        self.b.exit(Exit::new(ExitKind::Indirect, hint), rip);
+        let dead = self.cc.idle();
+        self.b.exit(Exit { dead, ..Exit::new(ExitKind::Indirect, hint) }, rip);
         self.ended = true;
     }
 
@@ -195,7 +198,7 @@ impl<'a> Translator<'a> {
             return self.leave(code, None);
         }
         let rip = self.b.get(global::RIP);
-        self.jump(rip, ExitHint::Jump);
+        self.jump(rip, ExitHint::Far);
     }
 
     /// Ends the block: back to the execution loop, which goes on at the next instruction.
@@ -208,7 +211,8 @@ impl<'a> Translator<'a> {
     /// RIP.
     pub fn leave(&mut self, code: u32, pc: Option<u64>) {
         let kind = ExitKind::Leave { code, pc };
-        self.b.exit(Exit::new(kind, ExitHint::Jump), Val::NONE);
+        let dead = self.cc.idle();
+        self.b.exit(Exit { dead, ..Exit::new(kind, ExitHint::Jump) }, Val::NONE);
         self.ended = true;
     }
 
