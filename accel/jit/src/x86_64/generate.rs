@@ -308,7 +308,12 @@ impl Gen {
                 continue;
             }
             self.next_inst();
-            self.lend_pins(self.live.unseen[i], inst);
+            let unseen = self.live.unseen[i];
+            if unseen != 0 && !self.dirty.is_empty() {
+                // Nobody will want these writes.
+                self.drop_dirty(unseen);
+            }
+            self.lend_pins(unseen, inst);
             self.at = i;
             self.merge = self.find_merge(block, inst);
             self.inst(block, inst);

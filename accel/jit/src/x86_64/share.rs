@@ -7,7 +7,8 @@
 //! out of line. A host mapping is never at the guest's own address, so that no addend is 0 (and if
 //! one were, only time would be lost).
 //!
-//! Close together are accesses off the same base and index values, and accesses at constant addresses.
+//! Close together are accesses off the same base and index values, constants added to these apart, and
+//! accesses at constant addresses.
 //! If members must be aligned, the leader checks that for all of them: it misses unless the span's
 //! first byte is aligned as they should be, and they are where that makes them so.
 //!
@@ -19,7 +20,7 @@
 use super::alloc::{NOMEM, NOVAL, regs};
 use super::asm::*;
 use super::generate::Gen;
-use crate::ir::{Block, Inst, Op, PTR_ALIGNED, PTR_WRITE, SIZE_80, Val, access_bytes};
+use crate::ir::{Block, Inst, Op, PTR_ALIGNED, PTR_WRITE, SIZE_80, Val, Width, access_bytes};
 
 /// Most bytes that a group covers: the wider, the more often it straddles two pages.
 const MAX_SPAN: i64 = 256;
@@ -95,8 +96,8 @@ pub(super) struct Sharing {
     member: Vec<u16>,
     /// Groups that may still grow.
     open: Vec<u16>,
-    /// By value: the constant that it is.
-    consts: Vec<Option<u64>>,
+    /// By value: what it is a constant distance from (nothing, for a constant), and the distance.
+    roots: Vec<(Val, i64)>,
     /// Values defined by the block: group `g`'s addend is value `first + g`.
     first: u16,
     /// Values of groups whose leader has been emitted.
@@ -135,11 +136,14 @@ impl Sharing {
         self.first = block.nvals;
         self.member.clear();
         self.member.resize(block.insts.len(), NO_GROUP);
-        self.consts.clear();
-        self.consts.resize(block.nvals as usize, None);
+        self.roots.clear();
+        self.roots.extend((0..block.nvals).map(|v| (Val(v), 0)));
         for (i, inst) in block.insts.iter().enumerate() {
             match inst.op {
-                Op::Const => self.consts[inst.dst.index()] = Some(inst.imm),
+                Op::Const => self.roots[inst.dst.index()] = (Val::NONE, inst.imm as i64),
+                Op::Add | Op::Sub | Op::Inc | Op::Dec | Op::Lea if inst.w == Width::W64 => {
+                    self.sum(inst);
+                }
                 Op::Ld | Op::St | Op::NativeMem => self.access(i, inst),
                 Op::Call => self.open.clear(),
                 Op::BrCc => {
@@ -149,6 +153,25 @@ impl Sharing {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Notes the result of an addition of a constant.
+    fn sum(&mut self, inst: &Inst) {
+        let [a, b, ..] = inst.ins;
+        let constant =
+            |v: Val| self.roots.get(v.index()).and_then(|&(of, c)| (!of.is_some()).then_some(c));
+        let add = match inst.op {
+            Op::Inc => Some(1),
+            Op::Dec => Some(-1),
+            Op::Add => constant(b),
+            Op::Sub => constant(b).map(i64::wrapping_neg),
+            _ => (!b.is_some()).then_some(inst.imm as i64),
+        };
+        if let (Some(add), Some(&(of, at))) = (add, self.roots.get(a.index()))
+            && let Some(to) = self.roots.get_mut(inst.dst.index())
+        {
+            *to = (of, at.wrapping_add(add));
         }
     }
 
@@ -163,13 +186,14 @@ impl Sharing {
         if low.abs() > 1 << 30 {
             return None;
         }
-        let mut key = (base, index, inst.aux & 3);
-        if !index.is_some() {
-            key.2 = 0;
-            if let Some(c) = self.consts[base.index()] {
-                key.0 = Val::NONE;
-                low = low.checked_add(c as i64)?;
-            }
+        let (of, distance) = self.roots[base.index()];
+        low = low.checked_add(distance)?;
+        let mut key = (of, index, 0);
+        if index.is_some() {
+            let scale = inst.aux & 3;
+            let (of, distance) = self.roots[index.index()];
+            low = low.checked_add(distance.checked_mul(1 << scale)?)?;
+            key = (key.0, of, if of.is_some() { scale } else { 0 });
         }
         // Far from where sums could overflow, as canonical addresses are anyway.
         if low.unsigned_abs() > 1 << 60 {

@@ -22,16 +22,25 @@ fn branch_width(insn: &Instruction) -> Width {
     }
 }
 
-/// Jcc: a side exit to the target; the block goes on at the next instruction.
-pub(super) fn jcc(t: &mut Translator, insn: &Instruction) {
+/// Jcc: a side exit to the target; the block goes on at the next instruction. If it goes on at the
+/// target, `taken`, the side exit is to the next instruction.
+pub(super) fn jcc(t: &mut Translator, insn: &Instruction, taken: bool) {
     let cond = condition(insn);
     let fl = t.flags(cond.reads());
-    branch(t, insn, cond, fl);
+    branch(t, insn, cond, fl, taken);
 }
 
-fn branch(t: &mut Translator, insn: &Instruction, cond: Cond, fl: Val) {
-    let exit = t.exit_to(t.wrap(insn.near_branch_target()), ExitHint::Jump);
-    t.b.brcc(cond, fl, exit);
+fn branch(t: &mut Translator, insn: &Instruction, cond: Cond, fl: Val, taken: bool) {
+    let target = t.wrap(insn.near_branch_target());
+    if taken {
+        let exit = t.exit_to(t.next, ExitHint::Jump);
+        t.b.brcc(cond.negate(), fl, exit);
+        // If the block has no room for what is there, it still goes on there.
+        t.next = target;
+    } else {
+        let exit = t.exit_to(target, ExitHint::Jump);
+        t.b.brcc(cond, fl, exit);
+    }
 }
 
 /// JMP near. A direct one inside the block's page goes on with the target.
@@ -112,15 +121,15 @@ fn counter(insn: &Instruction) -> Gpr {
 }
 
 /// JCXZ, JECXZ, JRCXZ.
-pub(super) fn jcxz(t: &mut Translator, insn: &Instruction) {
+pub(super) fn jcxz(t: &mut Translator, insn: &Instruction, taken: bool) {
     let r = counter(insn);
     let v = t.gpr(r);
     let fl = t.b.flags_of(Op::And, r.w, [v, v, N, N]);
-    branch(t, insn, Cond::E, fl);
+    branch(t, insn, Cond::E, fl, taken);
 }
 
 /// LOOP, LOOPE, LOOPNE.
-pub(super) fn r#loop(t: &mut Translator, insn: &Instruction) {
+pub(super) fn r#loop(t: &mut Translator, insn: &Instruction, taken: bool) {
     let r = counter(insn);
     // Flags first: having them worked out must not come after the counter's write.
     let zero = match insn.mnemonic() {
@@ -139,7 +148,7 @@ pub(super) fn r#loop(t: &mut Translator, insn: &Instruction) {
         let more = t.b.setcc(Cond::Ne, fl);
         fl = t.b.flags_of(Op::And, Width::W32, [more, also, N, N]);
     }
-    branch(t, insn, Cond::Ne, fl);
+    branch(t, insn, Cond::Ne, fl, taken);
 }
 
 /// JMP and CALL far.

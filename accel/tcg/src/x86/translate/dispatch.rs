@@ -8,11 +8,10 @@ use crate::x86::helpers;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use tandem_jit::ir::{Cond, Inst, Op, PTR_READ, Val, Width};
 
-/// Translates one instruction. `follow` says that the block goes on after it: at the target if it
-/// is a direct jump.
-pub(super) fn translate(t: &mut Translator, insn: &Instruction, follow: bool) {
+/// Translates one instruction. `then` is where the block goes on after it, if it does.
+pub(super) fn translate(t: &mut Translator, insn: &Instruction, then: Option<u64>) {
     let done = integer(t, insn)
-        || control(t, insn, follow)
+        || control(t, insn, then)
         || other(t, insn)
         || system::simple(t, insn)
         || system::with_operands(t, insn)
@@ -81,16 +80,17 @@ fn is_xop(insn: &Instruction) -> bool {
 }
 
 /// Control transfers.
-fn control(t: &mut Translator, insn: &Instruction, follow: bool) -> bool {
+fn control(t: &mut Translator, insn: &Instruction, then: Option<u64>) -> bool {
     use Mnemonic::*;
+    let taken = then == Some(t.wrap(insn.near_branch_target()));
     match insn.mnemonic() {
         Jo | Jno | Jb | Jae | Je | Jne | Jbe | Ja | Js | Jns | Jp | Jnp | Jl | Jge | Jle | Jg => {
-            control::jcc(t, insn)
+            control::jcc(t, insn, taken)
         }
-        Jcxz | Jecxz | Jrcxz => control::jcxz(t, insn),
-        Loop | Loope | Loopne => control::r#loop(t, insn),
+        Jcxz | Jecxz | Jrcxz => control::jcxz(t, insn, taken),
+        Loop | Loope | Loopne => control::r#loop(t, insn, taken),
         Jmp | Call if is_far(insn) => control::far(t, insn),
-        Jmp => control::jmp(t, insn, follow),
+        Jmp => control::jmp(t, insn, then.is_some()),
         Call => control::call(t, insn),
         Ret => control::ret(t, insn),
         Retf => control::retf(t, insn),

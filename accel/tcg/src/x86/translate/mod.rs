@@ -227,7 +227,10 @@ impl FrontEnd {
                 None => Some(*insn),
             };
             match &insn {
-                Some(insn) => dispatch::translate(&mut t, insn, !rest.is_empty()),
+                Some(insn) => {
+                    let then = rest.first().map(|i| i.ip());
+                    dispatch::translate(&mut t, insn, then);
+                }
                 None => t.ud(),
             }
             if rest.is_empty() && !t.ended() && source::makes_shadow(&insns[i]) {

@@ -9,6 +9,11 @@ use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruc
 pub(super) const MAX_INSNS: usize = 64;
 /// Most conditional branches that a block runs past.
 const MAX_SIDE_EXITS: u32 = 4;
+/// Most rounds of a loop in a block that is nothing but that loop, and most instructions of them all.
+/// More rounds share what is at the loop's end: the look whether somebody wants the processor, and
+/// flags that the next round overwrites need no description.
+const ROUNDS: usize = 4;
+const MAX_ROUNDS_INSNS: usize = 24;
 /// Bytes fetched at a time: an average block.
 const WINDOW: usize = 64;
 /// Longest instruction.
@@ -60,7 +65,7 @@ impl Source {
         let first_page = key.linear(key.rip) & PAGE;
         // What leaves half-way has executed fewer instructions than are counted.
         let side_exits = if limits.count { 0 } else { MAX_SIDE_EXITS };
-        let mut path = Path { key, first_page, branches: side_exits };
+        let mut path = Path { key, first_page, branches: side_exits, rounds: side_exits > 0 };
         let mut rip = key.rip;
         let mut shadow = false;
         let mut window = [0; WINDOW];
@@ -87,6 +92,10 @@ impl Source {
                 let after = path.after(&insn, self.insns());
                 let was_shadow = std::mem::replace(&mut shadow, makes_shadow(&insn));
                 self.count += 1;
+                if path.is_round(&insn) && !single && !crosses && !was_shadow {
+                    self.repeat(max);
+                    return Ok(());
+                }
                 // The instruction after STI and the like belongs into the same block.
                 let room = if shadow && max > 1 { MAX_INSNS } else { max };
                 if self.count >= room || crosses || was_shadow {
@@ -105,6 +114,16 @@ impl Source {
                     continue 'window;
                 }
             }
+        }
+    }
+
+    /// The instructions are one round of a loop: adds further ones, if that leaves it short.
+    fn repeat(&mut self, max: usize) {
+        let round = self.count;
+        let rounds = ROUNDS.min(MAX_ROUNDS_INSNS.min(max) / round);
+        for i in round..round * rounds.max(1) {
+            self.insns[i] = self.insns[i - round];
+            self.count += 1;
         }
     }
 
@@ -147,6 +166,8 @@ struct Path {
     first_page: u64,
     /// Conditional branches that the block may still run past.
     branches: u32,
+    /// The block may run past branches at all.
+    rounds: bool,
 }
 
 impl Path {
@@ -169,6 +190,18 @@ impl Path {
             }
             _ => After::End,
         }
+    }
+}
+
+impl Path {
+    /// Whether `insn` jumps back to the block's start, and the block may run past branches.
+    fn is_round(&self, insn: &Instruction) -> bool {
+        let jumps = match insn.flow_control() {
+            FlowControl::ConditionalBranch => true,
+            FlowControl::UnconditionalBranch => is_near_jump(insn.code()),
+            _ => false,
+        };
+        jumps && self.rounds && self.key.wrap(insn.near_branch_target()) == self.key.rip
     }
 }
 
