@@ -311,6 +311,13 @@ impl Fold<'_> {
     fn set_cc(&mut self, inst: &mut Inst) -> Rewrite {
         let cond = Cond::from_code(inst.cond);
         let image = self.def(inst.ins[0]).filter(|d| d.op == Op::ImgFlags);
+        // CF is bit 0.
+        if let Some(d) = image
+            && cond == Cond::B
+            && self.bits(d.ins[0]) <= 1
+        {
+            return Rewrite::Copy(d.ins[0]);
+        }
         let flag = image.and_then(|d| self.def(d.ins[0])).filter(|d| {
             d.op == Op::Shl
                 && d.w >= Width::W32

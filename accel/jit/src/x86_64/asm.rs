@@ -691,6 +691,10 @@ impl Asm {
         self.vex(3, 3, w == Width::W64, 0xf0, reg, 0, rm.into(), 0);
         self.b(n);
     }
+    /// `mulx hi, lo, rm`: times RDX (BMI2; flags untouched).
+    pub(super) fn mulx(&mut self, w: Width, hi: Reg, lo: Reg, rm: impl Into<Rm>) {
+        self.vex(2, 3, w == Width::W64, 0xf6, hi, lo, rm.into(), 0);
+    }
     /// `shlx`/`shrx`/`sarx reg, rm, count` (BMI2; flags untouched).
     pub(super) fn shiftx(&mut self, op: Sh, w: Width, reg: Reg, rm: impl Into<Rm>, count: Reg) {
         let pp = match op {
@@ -822,6 +826,7 @@ mod tests {
     fn vex_and_evex() {
         let m = Mem::new(RSP, 0x100);
         assert_eq!(text(|a| a.rorx(W64, R15, Rm::R(RDI), 12)), "rorx r15,rdi,0Ch");
+        assert_eq!(text(|a| a.mulx(W32, R15, RAX, Rm::R(R9))), "mulx r15d,eax,r9d");
         assert_eq!(text(|a| a.pext(false, W64, R11, R10, m)), "pext r11,r10,[rsp+100h]");
         assert_eq!(text(|a| a.shiftx(Sh::Sar, W32, RAX, m, R9)), "sarx eax,[rsp+100h],r9d");
         assert_eq!(text(|a| a.andn(W64, RAX, R8, Rm::R(RCX))), "andn rax,r8,rcx");

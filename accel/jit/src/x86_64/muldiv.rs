@@ -110,10 +110,38 @@ impl Gen {
         }
     }
 
+    /// `MulU2` without flags, by MULX if the host has it and a factor is in RDX: no other register is
+    /// bound then. Returns whether it was so.
+    fn mulx(&mut self, inst: &Inst) -> bool {
+        let [mut a, mut b, ..] = inst.ins;
+        if self.rep_reg(a) != RDX {
+            std::mem::swap(&mut a, &mut b);
+        }
+        if !self.inner.shared.features.bmi2 || self.rep_reg(a) != RDX {
+            return false;
+        }
+        self.lock(RDX);
+        let rm = self.reg_or_mem(b);
+        self.release(a);
+        self.release(b);
+        // Both factors are read before the results are written: these may take their registers.
+        let of = |g: &Gen, v: Val| if g.wants(v) { v } else { Val::NONE };
+        let (vl, vh) = (of(self, inst.dst), of(self, inst.dst2));
+        let hi = self.result(vh, NOREG, 0);
+        let lo = if vl.is_some() { self.result(vl, NOREG, 1 << hi) } else { hi };
+        self.a.mulx(inst.w, hi, lo, rm);
+        self.define(vh, hi, zx_of(inst.w));
+        self.define(vl, lo, zx_of(inst.w));
+        true
+    }
+
     /// `MulU2`, `MulS2`.
     pub(super) fn mul_wide(&mut self, inst: &Inst) {
         let ext = if inst.op == Op::MulU2 { 4 } else { 5 };
         let w = inst.w;
+        if inst.op == Op::MulU2 && w >= W32 && !self.wants_flags(inst.fl) && self.mulx(inst) {
+            return;
+        }
         let [mut a, mut b, ..] = inst.ins;
         if self.rep_reg(b) == RAX && self.rep_reg(a) != RAX {
             std::mem::swap(&mut a, &mut b);

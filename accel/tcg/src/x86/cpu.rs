@@ -25,6 +25,8 @@ pub struct CcState {
     pub inc: u64,
     /// CF (bit 0) and OF (bit 11), as set by a later operation that touches only those.
     pub over: u64,
+    /// OF (bit 0), as set by a later operation that touches only that.
+    pub over_of: u64,
 }
 
 /// The processor.
@@ -195,6 +197,7 @@ globals! {
     CC_SRC2 "cc_src2" offset_of!(Cpu, cc.src2), M, None;
     CC_INC "cc_inc" offset_of!(Cpu, cc.inc), M, None;
     CC_OVER "cc_over" offset_of!(Cpu, cc.over), M, None;
+    CC_OVER_OF "cc_over_of" offset_of!(Cpu, cc.over_of), M, None;
     DF "df" offset_of!(Cpu, df), M, None;
     ES_BASE "es_base" segb(0), M, None;
     CS_BASE "cs_base" segb(1), M, None;

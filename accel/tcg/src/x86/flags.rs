@@ -6,7 +6,7 @@
 //! 1. the last operation that set all six flags ([`CcKind`] and width in bits 0–7 of the operation
 //!    word; operands in `dst`, `src`, `src2`),
 //! 2. over it, the last INC or DEC, which leaves CF alone (result in `inc`),
-//! 3. over that, CF and OF from an instruction that touches only those (`over`).
+//! 3. over that, CF and OF from instructions that touch only those (`over`, `over_of`).
 //!
 //! An operation of layer 1 replaces the whole word and so drops the others. INC drops an
 //! overriding OF of layer 3 but keeps its CF. Flags that the architecture leaves undefined get the
@@ -91,6 +91,8 @@ pub const fn dec(w: Width) -> u64 {
 pub const OVER_CF: u64 = 0x1000;
 /// Layer 3: OF is bit 11 of `over`.
 pub const OVER_OF: u64 = 0x1_0000;
+/// Layer 3: OF is bit 0 of `over_of`.
+pub const OVER_OF_ALONE: u64 = 0x2_0000;
 /// Layer 3: `over` is the result of ROL at this width, with a count that was not zero.
 pub const fn rol(w: Width) -> u64 {
     OVER_CF | (4 | w as u64) << 16
@@ -109,6 +111,7 @@ pub struct Words {
     pub src2: bool,
     pub inc: bool,
     pub over: bool,
+    pub over_of: bool,
 }
 
 /// What [`compute`] looks at where the operation word is `op`.
@@ -121,7 +124,8 @@ pub fn words(op: u64) -> Words {
         src: !is(&[Logic, Zero]),
         src2: is(&[Adc, Sbb, Shl, Shr, Sar, Imul2]),
         inc: op & OP_INC != 0,
-        over: op & (OP_OVER_CF | OP_OVER_OF) != 0,
+        over: op & OP_OVER_CF != 0 || op & OP_OVER_OF & !OVER_OF_ALONE != 0,
+        over_of: op & OP_OVER_OF == OVER_OF_ALONE,
     }
 }
 
@@ -173,6 +177,8 @@ pub fn compute(cc: &CcState) -> u64 {
             bit(cc.over, top) != bit(cc.over, top - 1)
         } else if of & 4 != 0 {
             bit(cc.over, top) != bit(cc.over, 0)
+        } else if of & 2 != 0 {
+            bit(cc.over_of, 0)
         } else {
             bit(cc.over, 11)
         };
@@ -314,13 +320,14 @@ mod tests {
             x = x.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
             x.rotate_left(29)
         };
-        let upper = [0, inc(Width::W8), dec(Width::W64), OVER_CF, OVER_OF, rol(Width::W32)];
+        let both = OVER_CF | OVER_OF_ALONE;
+        let upper = [0, inc(Width::W8), dec(Width::W64), OVER_CF, OVER_OF, both, rol(Width::W32)];
         for (base, upper) in (0..=op(CcKind::Zero, Width::W64)).flat_map(|b| upper.map(|u| (b, u)))
         {
             for _ in 0..50 {
                 let op = base | upper;
-                let [dst, src, src2, inc, over] = std::array::from_fn(|_| random());
-                let cc = CcState { op, dst, src, src2, inc, over };
+                let [dst, src, src2, inc, over, over_of] = std::array::from_fn(|_| random());
+                let cc = CcState { op, dst, src, src2, inc, over, over_of };
                 let w = words(op);
                 let junk = CcState {
                     op,
@@ -329,6 +336,7 @@ mod tests {
                     src2: if w.src2 { src2 } else { random() },
                     inc: if w.inc { inc } else { random() },
                     over: if w.over { over } else { random() },
+                    over_of: if w.over_of { over_of } else { random() },
                 };
                 assert_eq!(compute(&cc), compute(&junk), "{op:#x}");
             }
@@ -562,13 +570,19 @@ mod tests {
         cc.op |= OVER_OF;
         cc.over = OF;
         assert_eq!(compute(&cc), OF);
+        // CF and OF apart.
+        cc.op = cc.op & !OP_OVER_OF | OVER_OF_ALONE;
+        assert_eq!(compute(&cc), 0);
+        (cc.over, cc.over_of) = (1, 1);
+        assert_eq!(compute(&cc), CF | OF);
     }
 
     #[test]
     fn every_word_is_harmless() {
         // The words come from generated code, but a snapshot may hold anything.
         for op in (0..1 << 20).step_by(7) {
-            let cc = CcState { op, dst: u64::MAX, src: 3, src2: u64::MAX, inc: 1, over: 5 };
+            let (dst, src2) = (u64::MAX, u64::MAX);
+            let cc = CcState { op, dst, src: 3, src2, inc: 1, over: 5, over_of: 7 };
             assert_eq!(compute(&cc) & !ARITH, 0);
         }
     }

@@ -233,24 +233,22 @@ pub(super) fn add_carry(t: &mut Translator, insn: &Instruction) {
     let b = t.read(insn, 1, w);
     let Some(dst) = Gpr::of(insn.op0_register()) else { return t.ud() };
     let a = t.gpr(dst);
-    if insn.mnemonic() == Mnemonic::Adcx {
-        let c = t.flags(CF);
-        let (r, fl) = t.b.alu(Op::Adc, w, [a, b, c, N]);
-        t.set_gpr(dst, r);
-        t.override_flags(fl, CF);
-        return;
-    }
-    let fl = t.flags(OF);
-    let of = t.b.setcc(Cond::O, fl);
-    // 0 - OF carries if OF is set.
-    let c = t.b.flags_of(Op::Neg, Width::W32, [of, N, N, N]);
+    // The carry is a value of its own, so that two chains do not fight for the flags.
+    let adcx = insn.mnemonic() == Mnemonic::Adcx;
+    let (flag, cond) = if adcx { (CF, Cond::B) } else { (OF, Cond::O) };
+    let fl = t.flags(flag);
+    let carry = t.b.setcc(cond, fl);
+    let zero = t.b.iconst(0);
+    let c = t.b.flags_of(Op::Bt, Width::W32, [carry, zero, N, N]);
     let (r, out) = t.b.alu(Op::Adc, w, [a, b, c, N]);
     t.set_gpr(dst, r);
-    let carry = t.b.setcc(Cond::B, out);
-    let eleven = t.b.iconst(11);
-    let image = t.b.bin(Op::Shl, Width::W32, carry, eleven);
+    let mut image = t.b.setcc(Cond::B, out);
+    if !adcx {
+        let eleven = t.b.iconst(11);
+        image = t.b.bin(Op::Shl, Width::W32, image, eleven);
+    }
     let fl = t.image_flags(image);
-    t.override_flags(fl, OF);
+    t.override_flags(fl, flag);
 }
 
 /// CRC32.

@@ -57,6 +57,7 @@ impl FlagState {
             (global::CC_SRC2, w.src2),
             (global::CC_INC, w.inc),
             (global::CC_OVER, w.over),
+            (global::CC_OVER_OF, w.over_of),
         ];
         words.iter().filter(|w| !w.1).fold(0, |set, w| set | 1 << w.0.0)
     }
@@ -84,6 +85,11 @@ pub struct CcOperands {
     /// Third value.
     pub src2: Val,
 }
+
+/// The bits of the operation word that say where CF and OF are overridden.
+const OVER: u64 = flags::OP_OVER_CF | flags::OP_OVER_OF;
+/// Both are, each in a word of its own.
+const APART: u64 = flags::OVER_CF | flags::OVER_OF_ALONE;
 
 impl Translator<'_> {
     /// Nobody can see the flags that the current instruction sets: all are overwritten before
@@ -195,32 +201,39 @@ impl Translator<'_> {
         if self.cc.dead {
             return self.cc.provide(fl, changed);
         }
-        let keep = !(flags::OP_OVER_CF | flags::OP_OVER_OF);
-        let free = |op: u64| op & flags::OP_OVER_OF == 0;
-        if changed == CF && self.cc.op.is_some_and(free) {
-            let cf = self.b.setcc(Cond::B, fl);
-            self.patch_op(keep, flags::OVER_CF);
-            self.b.put(global::CC_OVER, cf);
+        if changed == CF | OF {
+            self.patch_op(!OVER, flags::OVER_CF | flags::OVER_OF);
+            let image = self.b.un(Op::FlagsImg, Width::W64, fl);
+            self.b.put(global::CC_OVER, image);
             return self.cc.provide(fl, changed);
         }
-        // Both into one image.
-        let rest = (CF | OF) & !changed;
-        if changed != CF | OF {
-            self.flags(rest);
+        match self.cc.op {
+            Some(op) if changed == OF => {
+                self.put_op(op & !flags::OP_OVER_OF | flags::OVER_OF_ALONE);
+            }
+            // An OF that is found in `over` would be in the way.
+            Some(op) if matches!(op & flags::OP_OVER_OF, 0 | flags::OVER_OF_ALONE) => {
+                self.put_op(op & !flags::OP_OVER_CF | flags::OVER_CF);
+            }
+            None if self.cc.patch == Some((!OVER, APART)) => {}
+            _ => {
+                let rest = (CF | OF) & !changed;
+                let other = self.flags(rest);
+                self.patch_op(!OVER, APART);
+                self.put_over(other, rest);
+            }
         }
+        self.put_over(fl, changed);
+        self.cc.in_env = false;
         self.cc.provide(fl, changed);
-        let (cf, of) = (self.cc.cf, self.cc.of);
-        let image = if cf == of {
-            self.b.un(Op::FlagsImg, Width::W64, cf)
-        } else {
-            let of = self.b.setcc(Cond::O, of);
-            let eleven = self.b.iconst(11);
-            let of = self.b.bin(Op::Shl, Width::W32, of, eleven);
-            let cf = self.b.setcc(Cond::B, cf);
-            self.b.bin(Op::Or, Width::W32, of, cf)
-        };
-        self.patch_op(keep, flags::OVER_CF | flags::OVER_OF);
-        self.b.put(global::CC_OVER, image);
+    }
+
+    /// Puts `which` of CF and OF into the word that it has to itself.
+    fn put_over(&mut self, fl: Val, which: u64) {
+        let (cond, word) =
+            if which == CF { (Cond::B, global::CC_OVER) } else { (Cond::O, global::CC_OVER_OF) };
+        let flag = self.b.setcc(cond, fl);
+        self.b.put(word, flag);
     }
 
     /// `fl` has the flags `which` right, which have been described otherwise.

@@ -35,7 +35,8 @@ pub(super) const DESCRIPTION: u64 = 1 << global::CC_OP.0
     | 1 << global::CC_SRC.0
     | 1 << global::CC_SRC2.0
     | 1 << global::CC_INC.0
-    | 1 << global::CC_OVER.0;
+    | 1 << global::CC_OVER.0
+    | 1 << global::CC_OVER_OF.0;
 
 /// Whether all six flags that `insn` may set are overwritten by the instructions that follow it in
 /// the block, with nothing in between that could see them.

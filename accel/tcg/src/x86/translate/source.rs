@@ -120,7 +120,9 @@ impl Source {
     /// The instructions are one round of a loop: adds further ones, if that leaves it short.
     fn repeat(&mut self, max: usize) {
         let round = self.count;
-        let rounds = ROUNDS.min(MAX_ROUNDS_INSNS.min(max) / round);
+        // To work out what a round has left costs as much as a long round.
+        let most = if carries(self.insns()) { MAX_INSNS } else { MAX_ROUNDS_INSNS };
+        let rounds = ROUNDS.min(most.min(max) / round);
         for i in round..round * rounds.max(1) {
             self.insns[i] = self.insns[i - round];
             self.count += 1;
@@ -203,6 +205,12 @@ impl Path {
         };
         jumps && self.rounds && self.key.wrap(insn.near_branch_target()) == self.key.rip
     }
+}
+
+/// Whether a round of a loop reads flags of the round before.
+fn carries(round: &[Instruction]) -> bool {
+    let touches = |i: &&Instruction| i.rflags_read() | i.rflags_modified() != 0;
+    round.iter().find(touches).is_some_and(|i| i.rflags_read() != 0)
 }
 
 /// A direct jump whose target is not cut to 16 bits.
