@@ -137,6 +137,51 @@ fn accesses_off_one_base_share_a_tlb_check() {
     assert_eq!(checks(&far), 2, "{}", far.join("\n"));
 }
 
+/// A pointer that moves on between the accesses, by any kind of addition.
+#[test]
+fn accesses_a_constant_apart_share_a_tlb_check() {
+    let checks = |step: &str| {
+        let code = compile(&format!(
+            "insn 0x1000 1
+             v0 = get %rbp
+             v1 = get %rbx
+             v2 = const 0x8
+             v3 = ld [v0 + v1<<1]
+             put %rsi, v3
+             {step}
+             put %rbp, v4
+             v5 = ld [v4 + v1<<1]
+             put %rdi, v5
+             exit goto 0x1100 near"
+        ));
+        let end = code.iter().position(|l| l.starts_with("jmp")).expect("an end");
+        code[..end].iter().filter(|l| l.starts_with("cmp r")).count()
+    };
+    for step in ["v4 = add v0, v2", "v4 = sub v0, v2", "v4 = lea [v0 + 0x10]", "v4 = inc v0"] {
+        assert_eq!(checks(step), 1, "{step}");
+    }
+    for step in ["v4 = add v0, v1", "v4 = add.w32 v0, v2", "v4 = lea [v0 + 0x1000]"] {
+        assert_eq!(checks(step), 2, "{step}");
+    }
+}
+
+#[test]
+fn products_without_flags_bind_no_register_but_one() {
+    let code = |factor: &str| {
+        compile(&format!(
+            "insn 0x1000 5
+             v0 = get %rsi
+             v1 = get %{factor}
+             v2, v3 = mulu2 v0, v1
+             put %rdi, v2
+             put %rbx, v3
+             exit goto 0x1100 near"
+        ))
+    };
+    has(&code("rdx"), &["mulx rbx,rdi,rsi"]);
+    has(&code("rcx"), &["mul rcx"]);
+}
+
 /// Pass-through instructions share as well, alignment included; so do accesses with the same index
 /// and accesses at constant addresses.
 #[test]

@@ -117,6 +117,61 @@ fn a_flag_put_into_an_image_is_read_back() {
 }
 
 #[test]
+fn a_carry_put_into_an_image_is_read_back() {
+    check(
+        "v0 = get %rax
+         v1 = get %rbx
+         f2 = sub v0, v1
+         v3 = setcc.b f2
+         f4 = imgflags v3
+         v5 = setcc.b f4
+         v6 = setcc.ae f4
+         put %rax, v5
+         put %rbx, v6
+         exit leave 0x1",
+        "v0 = get %rax
+         v1 = get %rbx
+         f2 = sub v0, v1
+         v3 = setcc.b f2
+         f4 = imgflags v3
+         v6 = setcc.ae f4
+         put %rax, v3
+         put %rbx, v6
+         exit leave 0x1",
+    );
+}
+
+#[test]
+fn setcc_and_movzx_are_one() {
+    // setl al; movzx eax, al; then bl is inserted, of which more than a byte is read.
+    check(
+        "v0 = get %rax
+         v1 = get %rbx
+         f2 = sub v0, v1
+         v3 = setcc.l f2
+         v4 = deposit.w8 v0, v3 @0
+         put %rax, v4
+         v5 = zext.w8 v4
+         put %rax, v5
+         v6 = deposit.w8 v0, v1 @0
+         v7 = zext.w8 v6
+         put %rcx, v6
+         put %rdx, v7
+         exit leave 0x1",
+        "v0 = get %rax
+         v1 = get %rbx
+         f2 = sub v0, v1
+         v3 = setcc.l f2
+         put %rax, v3
+         v6 = deposit.w8 v0, v1 @0
+         v7 = zext.w8 v6
+         put %rcx, v6
+         put %rdx, v7
+         exit leave 0x1",
+    );
+}
+
+#[test]
 fn extensions_of_clean_values_go() {
     check(
         "v0 = get %rax

@@ -19,6 +19,7 @@ use tandem_accel::vcpu::{StopReason, VcpuEvents, VcpuSpec};
 use tandem_accel::x86::{
     ATTR_DB, ATTR_G, ATTR_L, ATTR_P, ATTR_S, Segment as SegmentRegister, X86State, seg,
 };
+use tandem_jit::code::ExitRef;
 use tandem_jit::ir::Block;
 use tandem_jit::opt::Passes;
 use tandem_tcg::exec::{Runner, lookup_from_code};
@@ -231,7 +232,12 @@ fn measure(text: &Text, blocks: &[TbKey], stage: Stage) -> (f64, usize) {
     if stage == Stage::Whole {
         start = cpu_seconds();
         for key in blocks {
-            assert_ne!(lookup_from_code(env, key.rip), 0, "no block at {:#x}", key.rip);
+            assert_ne!(
+                lookup_from_code(env, key.rip, ExitRef::NONE),
+                0,
+                "no block at {:#x}",
+                key.rip
+            );
         }
     } else {
         let target = env.vcpu().target.clone();
