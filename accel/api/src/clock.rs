@@ -4,13 +4,17 @@
 //! is paused. All guest-visible time (PIT, HPET, PM timer, RTC, LAPIC, TSC under translation)
 //! derives from it.
 //!
+//! On a host that gives the VM no processor, guest time does not run away: it stops [`SLACK`] behind
+//! the first timer that nobody has fired, and behind the first call of a vCPU that has not been heard
+//! ([`Clock::wait_for`]), until that is done. What time that costs, guest time stays behind.
+//!
 //! [`Timer`]s fire on whatever thread calls [`Clock::run_expired`]: the machine's main loop, or, where
 //! guest time is made from executed instructions ([`TimeSource`]), the vCPUs' thread. Callbacks run
 //! without the clock's lock, so they may arm timers.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Nanoseconds per second.
@@ -23,8 +27,22 @@ type Observer = Arc<dyn Fn(bool) + Send + Sync>;
 struct Queue {
     /// (deadline, id) → callback.
     armed: BTreeMap<(u64, u64), Callback>,
+    /// The first of them when it was last looked.
+    first: Option<(u64, u64)>,
     next_id: u64,
     waker: Option<Waker>,
+}
+
+impl Queue {
+    fn note_first(&mut self, clock: &Clock) {
+        let first = self.armed.keys().next().copied();
+        if first != self.first {
+            self.first = first;
+            // A deadline in the past is due from now on.
+            let since = first.map_or(NEVER, |(deadline, _)| deadline.max(clock.now()));
+            clock.due_since.store(since, Ordering::Release);
+        }
+    }
 }
 
 /// What guest time is made from instead of host time.
@@ -35,6 +53,18 @@ pub trait TimeSource: Send + Sync {
     /// It must not touch the clock or its timers.
     fn deadline_changed(&self);
 }
+
+/// How far guest time runs ahead of timers that have not fired and of vCPUs that have not been heard.
+/// Guests take what lasts some twenty times as long for a hang.
+pub const SLACK: u64 = NANOS_PER_SEC;
+/// How often it is looked for them. New ones come with the present time, so none is overtaken.
+const LOOK: u64 = SLACK / 8;
+/// No time.
+const NEVER: u64 = u64::MAX;
+
+/// Says since when (guest time) the first vCPU has been called that has not been heard; `u64::MAX`:
+/// there is none.
+type Oldest = Box<dyn Fn() -> u64 + Send + Sync>;
 
 /// Marks [`Clock::standing`] while time runs.
 const RUNNING: u64 = u64::MAX;
@@ -48,6 +78,11 @@ pub struct Clock {
     /// While time runs, guest time is host nanoseconds since `origin` plus this (wrapping). Written
     /// before `standing` says so; so a reader needs no lock.
     offset: AtomicU64,
+    /// Since when the first timer is due, or will be; or [`NEVER`]. Written under the queue's lock.
+    due_since: AtomicU64,
+    /// Guest time from which on time may have run too far.
+    next_look: AtomicU64,
+    oldest_call: OnceLock<Oldest>,
     /// Takes the place of host time.
     source: OnceLock<Arc<dyn TimeSource>>,
     /// UTC at guest time 0, in nanoseconds since 1970.
@@ -65,12 +100,20 @@ impl Clock {
             origin: Instant::now(),
             standing: AtomicU64::new(0),
             offset: AtomicU64::new(0),
+            due_since: AtomicU64::new(NEVER),
+            next_look: AtomicU64::new(0),
+            oldest_call: OnceLock::new(),
             source: OnceLock::new(),
             epoch: AtomicU64::new(
                 SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64,
             ),
             change: Mutex::default(),
-            queue: Mutex::new(Queue { armed: BTreeMap::new(), next_id: 0, waker: None }),
+            queue: Mutex::new(Queue {
+                armed: BTreeMap::new(),
+                first: None,
+                next_id: 0,
+                waker: None,
+            }),
             observers: Mutex::default(),
         })
     }
@@ -102,12 +145,52 @@ impl Clock {
     /// Guest time in nanoseconds.
     pub fn now(&self) -> u64 {
         match self.standing.load(Ordering::Acquire) {
-            RUNNING => self.host().wrapping_add(self.offset.load(Ordering::Acquire)),
+            RUNNING => {
+                let t = self.host().wrapping_add(self.offset.load(Ordering::Acquire));
+                if t < self.next_look.load(Ordering::Acquire) { t } else { self.look() }
+            }
             t => t,
         }
     }
 
+    /// Guest time does not run far ahead of vCPUs that `oldest` knows of: see [`SLACK`]. Only the first
+    /// call counts.
+    pub fn wait_for(&self, oldest: impl Fn() -> u64 + Send + Sync + 'static) {
+        let _ = self.oldest_call.set(Box::new(oldest));
+    }
+
+    /// Guest time, after a look whether it has run too far.
+    fn look(&self) -> u64 {
+        let change = self.change.lock().unwrap();
+        match self.standing.load(Ordering::Acquire) {
+            RUNNING => self.checked(&change),
+            t => t,
+        }
+    }
+
+    /// The same while nobody starts, stops or sets time, and it runs.
+    fn checked(&self, _: &MutexGuard<'_, ()>) -> u64 {
+        let t = self.host().wrapping_add(self.offset.load(Ordering::Acquire));
+        let Some(oldest) = self.oldest_call.get().filter(|_| self.source.get().is_none()) else {
+            self.next_look.store(NEVER, Ordering::Release);
+            return t;
+        };
+        let due = self.due_since.load(Ordering::Acquire);
+        let limit = oldest().min(due).saturating_add(SLACK);
+        let read = self.next_look.load(Ordering::Acquire);
+        if t <= limit {
+            self.next_look.store(limit.min(t + LOOK), Ordering::Release);
+            return t;
+        }
+        // Nobody has read more than that.
+        let limit = limit.max(read.min(t));
+        self.next_look.store(limit, Ordering::Release);
+        self.offset.fetch_sub(t - limit, Ordering::AcqRel);
+        limit
+    }
+
     fn run_from(&self, t: u64) {
+        self.next_look.store(t, Ordering::Release);
         self.offset.store(t.wrapping_sub(self.host()), Ordering::Release);
         self.standing.store(RUNNING, Ordering::Release);
     }
@@ -131,11 +214,11 @@ impl Clock {
     /// Stops time (no effect if it stands).
     pub fn pause(&self) {
         {
-            let _change = self.change.lock().unwrap();
+            let change = self.change.lock().unwrap();
             if self.is_paused() {
                 return;
             }
-            self.standing.store(self.now(), Ordering::Release);
+            self.standing.store(self.checked(&change), Ordering::Release);
         }
         self.tell(false);
     }
@@ -199,7 +282,11 @@ impl Clock {
             let cb = {
                 let mut q = self.queue.lock().unwrap();
                 match q.armed.first_entry() {
-                    Some(e) if e.key().0 <= now && !self.is_paused() => e.remove(),
+                    Some(e) if e.key().0 <= now && !self.is_paused() => {
+                        let cb = e.remove();
+                        q.note_first(self);
+                        cb
+                    }
                     _ => return self.wake(&q),
                 }
             };
@@ -235,6 +322,7 @@ impl Timer {
             q.armed.remove(&(old, self.id));
         }
         q.armed.insert((deadline, self.id), self.callback.clone());
+        q.note_first(&clock);
         if q.armed.keys().next() == Some(&(deadline, self.id)) {
             clock.wake(&q);
         }
@@ -244,7 +332,9 @@ impl Timer {
         let Some(clock) = self.clock.upgrade() else { return };
         let mut mine = self.deadline.lock().unwrap();
         if let Some(old) = mine.take() {
-            clock.queue.lock().unwrap().armed.remove(&(old, self.id));
+            let mut q = clock.queue.lock().unwrap();
+            q.armed.remove(&(old, self.id));
+            q.note_first(&clock);
         }
     }
 }
@@ -302,6 +392,55 @@ mod tests {
         c.pause();
         c.run_expired();
         assert_eq!(*last.lock().unwrap(), None);
+    }
+
+    #[test]
+    fn time_waits_for_timers_and_vcpus() {
+        let later = |c: &Clock, ns: u64| c.offset.fetch_add(ns, Ordering::Relaxed);
+        const S: u64 = NANOS_PER_SEC;
+        let c = Clock::new();
+        let called = Arc::new(AtomicU64::new(NEVER));
+        let oldest = called.clone();
+        c.wait_for(move || oldest.load(Ordering::Relaxed));
+        c.resume();
+        // Nobody waits for anything: an hour without a processor is an hour.
+        later(&c, 3600 * S);
+        let t = c.now();
+        assert!(t > 3600 * S);
+        let timer = c.timer(|| {});
+        timer.arm(t + S);
+        later(&c, 3600 * S);
+        let stopped = c.now();
+        assert_eq!(stopped, t + S + SLACK);
+        assert_eq!(c.now(), stopped, "until it has fired");
+        c.run_expired();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert!((stopped + 1..stopped + S).contains(&c.now()));
+        called.store(c.now(), Ordering::Relaxed);
+        later(&c, 3600 * S);
+        let stopped = c.now();
+        assert_eq!(stopped, called.load(Ordering::Relaxed) + SLACK);
+        c.pause();
+        assert_eq!(c.now(), stopped);
+        c.resume();
+        called.store(NEVER, Ordering::Relaxed);
+        assert!((stopped..stopped + S).contains(&c.now()));
+        // Timers that are armed too late cost no time.
+        let before = c.now();
+        timer.arm(1);
+        later(&c, SLACK / 2);
+        assert!(c.now() >= before + SLACK / 2);
+    }
+
+    #[test]
+    fn a_clock_that_nobody_is_heard_of_does_not_wait() {
+        let c = Clock::new();
+        c.resume();
+        c.timer(|| {}).arm(NANOS_PER_SEC);
+        let t = c.timer(|| {});
+        t.arm(NANOS_PER_SEC);
+        c.offset.fetch_add(3600 * NANOS_PER_SEC, Ordering::Relaxed);
+        assert!(c.now() > 3600 * NANOS_PER_SEC);
     }
 
     #[test]

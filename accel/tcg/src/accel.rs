@@ -154,6 +154,8 @@ impl TcgAccel {
         if options.is_deterministic() {
             clock.set_epoch(FIXED_EPOCH);
         }
+        let vcpus = Arc::downgrade(&shared);
+        clock.wait_for(move || vcpus.upgrade().map_or(u64::MAX, |s| s.oldest_call()));
         let counters = Mutex::default();
         Ok(Arc::new(TcgAccel { options, clock, target, shared, tbs, counters, turns }))
     }
@@ -194,7 +196,7 @@ impl TcgAccel {
     /// # Errors
     /// There is no memory for its state, or `spec.state` is an impossible one.
     pub fn runner(&self, spec: &VcpuSpec) -> Result<(Runner, Arc<Doorbell>)> {
-        let bell = Doorbell::new(spec.apic_id, VcpuControl::new());
+        let bell = Doorbell::new(spec.apic_id, VcpuControl::new(), &self.clock);
         let runner = self.runner_with(spec, bell.clone())?;
         Ok((runner, bell))
     }
@@ -275,7 +277,7 @@ impl AccelOps for TcgAccel {
 
     fn create_vcpu_thread(&self, spec: VcpuSpec) -> Result<VcpuHandle> {
         let control = VcpuControl::new();
-        let bell = Doorbell::new(spec.apic_id, control.clone());
+        let bell = Doorbell::new(spec.apic_id, control.clone(), &self.clock);
         let runner = self.runner_with(&spec, bell.clone())?;
         let (index, events, loop_control) = (spec.index, spec.events, control.clone());
         if let Some((turns, pace)) = &self.turns {

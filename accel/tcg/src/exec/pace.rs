@@ -276,7 +276,8 @@ mod tests {
         let clock = Clock::new();
         let pace = Pace::new(clock.clone(), icount);
         clock.resume();
-        (clock, pace, Doorbell::new(0, VcpuControl::new()), AtomicI64::new(0))
+        let bell = Doorbell::new(0, VcpuControl::new(), &clock);
+        (clock, pace, bell, AtomicI64::new(0))
     }
 
     #[test]

@@ -274,6 +274,7 @@ impl Runner {
     fn run_awake(&mut self) -> VcpuExit {
         self.env().follow_memory_map();
         self.last_few = false;
+        self.vcpu.bell.heard();
         if !self.grant() {
             return VcpuExit::Kicked;
         }
@@ -283,6 +284,7 @@ impl Runner {
             if env.core.exit_request.swap(0, Ordering::AcqRel) != 0 {
                 env.process_mail();
                 env.follow_memory_map();
+                env.vcpu().bell.heard();
                 from = None;
                 if env.vcpu().bell.kicked.swap(false, Ordering::AcqRel) {
                     // Let the vCPU loop see its commands; the interrupt, if that is why, is taken

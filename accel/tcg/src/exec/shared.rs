@@ -18,6 +18,7 @@ use crate::tb::CodeWatch;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, RwLock};
+use tandem_accel::clock::Clock;
 use tandem_accel::irq::Kick;
 use tandem_accel::vcpu::VcpuControl;
 
@@ -32,6 +33,8 @@ pub struct WatchNote {
 
 /// Most notes that are kept for a vCPU; with more, it forgets all translations instead.
 const MOST_NOTES: usize = 64;
+/// No vCPU has been called.
+const UNCALLED: u64 = u64::MAX;
 /// A vCPU that sleeps has learnt everything: it reads its mail before it runs.
 const ASLEEP: u64 = u64::MAX;
 
@@ -57,6 +60,9 @@ pub struct Doorbell {
     followed: AtomicU64,
     /// In generated code, or about to be.
     inside: AtomicBool,
+    /// Guest time of the first kick since the vCPU last came back to its loop, or [`UNCALLED`].
+    called: AtomicU64,
+    clock: Arc<Clock>,
     /// Another vCPU has ended this one's halt, or the next one.
     unhalted: AtomicBool,
     apic_id: u32,
@@ -70,18 +76,24 @@ unsafe impl Send for Doorbell {}
 unsafe impl Sync for Doorbell {}
 
 impl Doorbell {
-    /// For the vCPU with this local APIC ID and this control.
-    pub fn new(apic_id: u32, control: Arc<VcpuControl>) -> Arc<Doorbell> {
+    /// For the vCPU with this local APIC ID and this control, in a machine with this clock.
+    pub fn new(apic_id: u32, control: Arc<VcpuControl>, clock: &Arc<Clock>) -> Arc<Doorbell> {
         Arc::new(Doorbell {
             exit_request: Mutex::new(None),
             kicked: AtomicBool::new(false),
             mail: Mutex::default(),
             followed: AtomicU64::new(ASLEEP),
             inside: AtomicBool::new(false),
+            called: AtomicU64::new(UNCALLED),
+            clock: clock.clone(),
             unhalted: AtomicBool::new(false),
             apic_id,
             control,
         })
+    }
+    /// The vCPU has come back to its loop: it has heard all kicks so far.
+    pub fn heard(&self) {
+        self.called.store(UNCALLED, Ordering::Relaxed);
     }
     /// Connects it to an `Env`, until [`Doorbell::disconnect`].
     pub fn connect(&self, core: &Core) {
@@ -142,6 +154,9 @@ impl Doorbell {
 
 impl Kick for Doorbell {
     fn kick(&self) {
+        if self.called.load(Ordering::Relaxed) == UNCALLED {
+            self.called.store(self.clock.now(), Ordering::Relaxed);
+        }
         self.kicked.store(true, Ordering::Release);
         self.request_exit();
         self.control.wake();
@@ -183,10 +198,16 @@ impl Shared {
     pub fn add(&self, bell: Arc<Doorbell>) {
         self.vcpus.write().unwrap().push(bell);
     }
+    /// Guest time since when a vCPU has not heard that it was called; `u64::MAX`: all have.
+    pub fn oldest_call(&self) -> u64 {
+        let vcpus = self.vcpus.read().unwrap();
+        vcpus.iter().map(|v| v.called.load(Ordering::Relaxed)).min().unwrap_or(UNCALLED)
+    }
     /// Ends the halt of the vCPU with this local APIC ID, or the next if it does not halt now; as an
     /// interrupt would, but whether it takes interrupts or not. Nothing happens if there is none.
     pub fn unhalt(&self, apic_id: u32) {
-        if let Some(bell) = self.vcpus.read().unwrap().iter().find(|v| v.apic_id == apic_id) {
+        let vcpu = self.vcpus.read().unwrap().iter().find(|v| v.apic_id == apic_id).cloned();
+        if let Some(bell) = vcpu {
             bell.unhalted.store(true, Ordering::Release);
             bell.kick();
         }
@@ -289,7 +310,8 @@ mod tests {
     use super::*;
 
     fn vcpus(shared: &Shared, n: usize) -> Vec<Arc<Doorbell>> {
-        let bells: Vec<_> = (0..n as u32).map(|id| Doorbell::new(id, VcpuControl::new())).collect();
+        let bells: Vec<_> =
+            (0..n as u32).map(|id| Doorbell::new(id, VcpuControl::new(), &Clock::new())).collect();
         bells.iter().for_each(|b| shared.add(b.clone()));
         bells
     }

@@ -161,7 +161,7 @@ impl Bench {
             state: Box::default(),
             events: Arc::new(NoEvents),
         };
-        let bell = Doorbell::new(spec.apic_id, VcpuControl::new());
+        let bell = Doorbell::new(spec.apic_id, VcpuControl::new(), &clock);
         shared.add(bell.clone());
         let mut vcpu = Box::new(Vcpu::new(
             &spec,
