@@ -182,6 +182,35 @@ fn reboot_starts_the_kernel_again() {
     assert_eq!(text(&out.stdout).matches("tandem-init: uptime").count(), 1);
 }
 
+/// A host that gives the machine no processor for a while: the guest's time does not run away from its
+/// vCPUs, which would be a hang to its watchdogs.
+#[test]
+fn time_waits_for_a_starved_machine() {
+    const AWAY: u64 = 12;
+    let Some(guest) = Guest::find("vmlinuz-6.1", "6.1") else { return };
+    let mut t = Terminal::prepare();
+    t.spawn(&mut run(&guest.words("console=ttyS0 quiet", &["--smp", "2"])));
+    t.expect("# ", LIMIT);
+    let uptime = |t: &mut Terminal| -> f64 {
+        t.seen.clear();
+        t.send(b"echo up=$(cut -d' ' -f1 /proc/uptime)=\n");
+        t.expect("\nup=", LIMIT);
+        t.expect("# ", LIMIT);
+        let said = t.seen.rsplit("\nup=").next().unwrap();
+        said.split('=').next().unwrap().parse().expect("seconds")
+    };
+    let before = uptime(&mut t);
+    t.signal(libc::SIGSTOP);
+    std::thread::sleep(Duration::from_secs(AWAY));
+    t.signal(libc::SIGCONT);
+    let passed = uptime(&mut t) - before;
+    assert!(passed < AWAY as f64 - 5.0, "{passed} s have passed in the guest");
+    t.seen.clear();
+    t.send(b"dmesg | grep -cE 'lockup|stall'; poweroff -f\n");
+    t.expect("\n0", LIMIT);
+    assert_eq!(t.wait(LIMIT).code(), Some(0), "{}", t.seen);
+}
+
 #[test]
 fn a_person_at_the_shell() {
     let Some(guest) = Guest::find("vmlinuz-6.1", "6.1") else { return };
