@@ -313,3 +313,22 @@ fn damage_has_the_same_exit_status() {
         dir.ok(dir.theirs(&format!("compare {name} raw")));
     }
 }
+
+#[test]
+fn random_chains_agree_in_both_directions() {
+    if !has_qemu() {
+        return;
+    }
+    if Command::new("python3").arg("--version").output().is_err() {
+        println!("skipped: python3 is not installed");
+        return;
+    }
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/images/compare.py");
+    let count = rounds(6).to_string();
+    let out = Command::new("python3")
+        .args([script, "--count", &count, "--tandem", env!("CARGO_BIN_EXE_tandem")])
+        .output()
+        .unwrap();
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    assert!(out.status.success(), "{}{}", text(&out.stdout), text(&out.stderr));
+}
