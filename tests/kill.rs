@@ -278,6 +278,11 @@ fn qcow2_with_small_clusters() {
 }
 
 #[test]
+fn qcow2_on_io_uring() {
+    campaign("kill-qcow2-uring", "qcow2", "-o cluster_size=16k", "--aio io_uring --discard unmap");
+}
+
+#[test]
 fn qcow2_with_lazy_refcounts() {
     campaign("kill-qcow2-lazy", "qcow2", "-o lazy_refcounts=on", "");
 }

@@ -9,7 +9,7 @@ use super::error::{Error, Result};
 use super::gate::{Alone, Gate, Pass};
 use super::pieces::{Dst, Src};
 use super::throttle::{Limits, Throttle};
-use super::{BlockWrite, Direct, Image};
+use super::{BlockWrite, Direct, Image, Placed};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -48,7 +48,7 @@ pub enum EngineKind {
     /// Threads that make blocking system calls.
     #[default]
     Threads,
-    /// io_uring, where image, limits and host allow; else threads.
+    /// io_uring where host, image and limits allow, and threads for the rest.
     IoUring,
 }
 
@@ -272,17 +272,26 @@ impl Drive {
     pub fn set_writeback(&self, on: bool) {
         self.writeback.store(on, Ordering::Release);
     }
-    /// The plain file, if reads and writes of ranges may go there without asking the image.
-    pub fn direct(&self) -> Option<Direct> {
-        let plain = self.throttle().is_none() && self.options.detect_zeroes == DetectZeroes::Off;
-        let subject = self.subject.read().unwrap();
-        subject.image.direct().filter(|_| plain && subject.witnesses.is_empty())
-    }
-
-    /// The same, and the right to work there as long as the pass is kept.
+    /// The plain file that a flush is about, and the right to work there; nothing if the image has
+    /// more to do for one.
     pub(super) fn direct_pass(&self) -> Option<(Direct, Pass)> {
         let pass = self.gate.try_pass()?;
-        Some((self.direct()?, pass))
+        Some((self.image().direct()?, pass))
+    }
+
+    /// Where a range lies in a file, and the right to work there as long as the pass is kept.
+    /// Nothing if somebody has to see what is done, or limits it.
+    pub(super) fn place(&self, offset: u64, len: u64, write: bool) -> Option<(Placed, Pass)> {
+        let pass = self.gate.try_pass()?;
+        if self.throttle().is_some() {
+            return None;
+        }
+        let subject = self.subject.read().unwrap();
+        let seen = !subject.witnesses.is_empty() || self.options.detect_zeroes != DetectZeroes::Off;
+        if write && (seen || !self.writeback()) {
+            return None;
+        }
+        Some((subject.image.place(offset, len, write)?, pass))
     }
 
     /// Does what `op` says.

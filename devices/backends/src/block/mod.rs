@@ -265,6 +265,16 @@ pub struct Direct {
     pub file: Arc<HostFile>,
 }
 
+/// Where a range of the disk lies plainly in a file, for as long as this lives.
+pub struct Placed {
+    /// The file.
+    pub file: Arc<HostFile>,
+    /// Offset there of the range's first byte.
+    pub offset: u64,
+    /// Keeps it from being moved.
+    _keep: Option<gate::Pass>,
+}
+
 /// What people want to know about an image.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Description {
@@ -316,6 +326,11 @@ pub trait Image: BlockRead {
     }
     /// Whether all of it is plainly in a file.
     fn direct(&self) -> Option<Direct> {
+        None
+    }
+    /// Where a range lies, to be read or written there without asking further. Nothing if it does
+    /// not lie in one piece, or if finding out would take time.
+    fn place(&self, _offset: u64, _len: u64, _write: bool) -> Option<Placed> {
         None
     }
 }

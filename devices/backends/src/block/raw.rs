@@ -4,8 +4,8 @@ use super::error::{Error, Result};
 use super::file::HostFile;
 use super::pieces::{Dst, Src};
 use super::{
-    BlockRead, BlockWrite, Description, Direct, Extent, ExtentKind, Extents, Image, Preallocation,
-    Resize,
+    BlockRead, BlockWrite, Description, Direct, Extent, ExtentKind, Extents, Image, Placed,
+    Preallocation, Resize,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -139,5 +139,9 @@ impl Image for Raw {
     }
     fn direct(&self) -> Option<Direct> {
         Some(Direct { file: self.file.clone() })
+    }
+    fn place(&self, offset: u64, len: u64, write: bool) -> Option<Placed> {
+        let may = self.in_range(offset, len).is_ok() && (!write || self.file.writable());
+        may.then(|| Placed { file: self.file.clone(), offset, _keep: None })
     }
 }

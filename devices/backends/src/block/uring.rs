@@ -1,13 +1,15 @@
 //! The io_uring engine: one thread that pulls requests, submits them together, and gives them back
 //! as they complete.
 //!
-//! It serves reads and writes of drives that are plainly in a file, and their flushes. Everything
-//! else (ranges to zero, requests that came back short, write-through) goes to threads.
+//! It serves reads and writes that lie in a file in one piece: all of a raw image, and of a qcow2 image
+//! what is data by tables in memory. Everything else (new clusters, ranges to zero, requests that came
+//! back short, write-through, flushes with tables to write) goes to threads.
 
-use super::Direct;
+use super::Placed;
 use super::drive::{Drive, Op};
 use super::engine::{Engine, Request, Requester, Threads};
 use super::error::{Error, Result};
+use super::file::HostFile;
 use super::gate::Pass;
 use io_uring::{IoUring, opcode, squeue, types};
 use std::collections::VecDeque;
@@ -54,13 +56,25 @@ pub struct Uring {
     thread: Option<JoinHandle<()>>,
 }
 
+/// What keeps the place of a request where it is.
+struct Keep {
+    /// Where the kernel works.
+    file: Arc<HostFile>,
+    _placed: Option<Placed>,
+    _pass: Pass,
+}
+
+/// What the kernel is to do.
+struct Aim {
+    entry: squeue::Entry,
+    keep: Keep,
+}
+
 /// A request that the kernel works on.
 struct Flight {
     request: Request,
     begun: Instant,
-    /// Where it works, and the right to.
-    direct: Direct,
-    _pass: Pass,
+    keep: Keep,
 }
 
 /// What the thread has.
@@ -85,7 +99,9 @@ impl Uring {
         drive: Arc<Drive>,
         requester: Arc<dyn Requester>,
     ) -> std::result::Result<Arc<dyn Engine>, String> {
-        drive.direct().ok_or("the drive is not plainly in a file, or has limits")?;
+        if drive.throttle().is_some() {
+            return Err("the drive has limits".into());
+        }
         let ring = IoUring::builder()
             .setup_clamp()
             .build(DEPTH as u32)
@@ -179,47 +195,58 @@ impl Ring {
 
     /// Starts a request, or hands it on.
     fn begin(&mut self, request: Request) -> io::Result<()> {
-        // Limits, witnesses or another image may have come since; threads see to that.
-        let Some((direct, pass)) = self.drive.direct_pass() else {
+        // What does not lie in a file in one piece, or is seen or limited by somebody, is for
+        // threads.
+        let Some(Aim { entry, keep }) = self.aim(&request.op) else {
             self.hand_on(request);
             return Ok(());
-        };
-        let fd = types::Fd(direct.file.raw_fd());
-        let align = direct.file.alignment();
-        let fits = |offset: u64, len: u64, iov: &[libc::iovec], aligned: bool| {
-            iov.len() <= MAX_IOV
-                && self.drive.image().in_range(offset, len).is_ok()
-                && aligned
-                && offset & (align - 1) == 0
-        };
-        let entry = match &request.op {
-            Op::Read(at, to) if fits(*at, to.len(), to.iov(), to.is_aligned(align as usize)) => {
-                let iov = to.iov();
-                opcode::Readv::new(fd, iov.as_ptr(), iov.len() as u32).offset(*at).build()
-            }
-            Op::Write(at, from)
-                if self.drive.writeback()
-                    && !self.drive.read_only()
-                    && fits(*at, from.len(), from.iov(), from.is_aligned(align as usize)) =>
-            {
-                let iov = from.iov();
-                opcode::Writev::new(fd, iov.as_ptr(), iov.len() as u32).offset(*at).build()
-            }
-            Op::Flush if !self.drive.options().cache.no_flush && !self.drive.read_only() => {
-                opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
-            }
-            _ => {
-                self.hand_on(request);
-                return Ok(());
-            }
         };
         let Some(slot) = self.free.pop() else {
             self.hand_on(request);
             return Ok(());
         };
         // The iovecs stay where they are on the heap when the request moves.
-        self.flights[slot] = Some(Flight { request, begun: Instant::now(), direct, _pass: pass });
+        self.flights[slot] = Some(Flight { request, begun: Instant::now(), keep });
         self.push(&entry.user_data(slot as u64))
+    }
+
+    /// What the kernel can do for `op`, if it can.
+    fn aim(&self, op: &Op) -> Option<Aim> {
+        let fits = |at: u64, len: u64, pieces: usize, write: bool| {
+            let (placed, pass) = self.drive.place(at, len, write)?;
+            let aligned = placed.offset & (placed.file.alignment() - 1) == 0;
+            (aligned && pieces <= MAX_IOV).then_some((placed, pass))
+        };
+        let (entry, placed, pass) = match op {
+            Op::Read(at, to) => {
+                let (placed, pass) = fits(*at, to.len(), to.iov().len(), false)?;
+                if !to.is_aligned(placed.file.alignment() as usize) {
+                    return None;
+                }
+                let fd = types::Fd(placed.file.raw_fd());
+                let read = opcode::Readv::new(fd, to.iov().as_ptr(), to.iov().len() as u32);
+                (read.offset(placed.offset).build(), placed, pass)
+            }
+            Op::Write(at, from) => {
+                let (placed, pass) = fits(*at, from.len(), from.iov().len(), true)?;
+                if !from.is_aligned(placed.file.alignment() as usize) {
+                    return None;
+                }
+                let fd = types::Fd(placed.file.raw_fd());
+                let write = opcode::Writev::new(fd, from.iov().as_ptr(), from.iov().len() as u32);
+                (write.offset(placed.offset).build(), placed, pass)
+            }
+            Op::Flush if !self.drive.options().cache.no_flush && !self.drive.read_only() => {
+                let (direct, pass) = self.drive.direct_pass()?;
+                let fd = types::Fd(direct.file.raw_fd());
+                let entry = opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build();
+                let keep = Keep { file: direct.file, _placed: None, _pass: pass };
+                return Some(Aim { entry, keep });
+            }
+            _ => return None,
+        };
+        let keep = Keep { file: placed.file.clone(), _placed: Some(placed), _pass: pass };
+        Some(Aim { entry, keep })
     }
 
     fn hand_on(&self, request: Request) {
@@ -245,8 +272,9 @@ impl Ring {
 
     fn finish(&self, flight: Flight, result: i32) {
         // The pass goes first: a requester may be the one for whom somebody wants to be alone.
-        let Flight { request, begun, direct, _pass } = flight;
-        drop(_pass);
+        let Flight { request, begun, keep } = flight;
+        let file = keep.file.clone();
+        drop(keep);
         let enter = |ok| self.drive.accounting().enter(&request.op, begun.elapsed(), ok);
         let whole = match &request.op {
             Op::Read(_, to) => to.len(),
@@ -265,7 +293,7 @@ impl Ring {
             Err(_) => {
                 enter(false);
                 let e = io::Error::from_raw_os_error(-result);
-                let what = format!("work on '{}'", direct.file.path().display());
+                let what = format!("work on '{}'", file.path().display());
                 self.requester.complete(request, Err(Error::io(what, e)));
             }
         }

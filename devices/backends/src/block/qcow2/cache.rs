@@ -59,6 +59,11 @@ impl Cache {
         Cache { tables: HashMap::new(), size, capacity: (bytes / size).max(8), clock: 0 }
     }
 
+    /// Whether the table at `offset` is in memory.
+    pub fn has(&self, offset: u64) -> bool {
+        self.tables.contains_key(&offset)
+    }
+
     /// The table at `offset`, read if need be.
     pub fn get(&mut self, file: &HostFile, offset: u64) -> Result<&mut Table> {
         self.clock += 1;

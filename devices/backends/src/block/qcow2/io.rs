@@ -98,6 +98,35 @@ impl Qcow2 {
         Ok(data)
     }
 
+    /// The file's offset of a range that lies there in one piece as data, by tables in memory; for
+    /// a write also as ours alone, with nobody filling it.
+    pub(super) fn plain_run(&self, meta: &mut Meta, at: u64, len: u64, write: bool) -> Option<u64> {
+        let geo = self.geo;
+        let (first, within) = (at >> geo.cluster_bits, geo.within(at));
+        let clusters = (within + len).div_ceil(geo.cluster());
+        let table = self.l2_offset(meta, geo.l1_index(first)).ok()??;
+        if meta.broken || !meta.l2.has(table) {
+            return None;
+        }
+        let (mapping, n) = self.run(meta, first, clusters).ok()?;
+        let Mapping::Data { host, copied } = mapping else { return None };
+        if n < clusters {
+            return None;
+        }
+        let host_cluster = host >> geo.cluster_bits;
+        if write {
+            let taken = |i| {
+                let table = (host_cluster + i) << geo.cluster_bits;
+                meta.busy.contains(&(first + i)) || meta.refs.tables.contains(&table)
+            };
+            if !copied || !self.file.writable() || (0..clusters).any(taken) {
+                return None;
+            }
+            self.clean.store(false, std::sync::atomic::Ordering::Release);
+        }
+        Some(host + within)
+    }
+
     /// Decides about the next bytes of a write, `left` at `at`. Waits while the first cluster is
     /// busy.
     fn next_step(&self, at: u64, left: u64) -> Result<Step> {

@@ -41,8 +41,8 @@ use super::error::{Error, Result};
 use super::file::HostFile;
 use super::gate::Gate;
 use super::{
-    BlockRead, BlockWrite, Check, Compress, Description, Extents, Image, Layered, Repair, Resize,
-    Snapshots,
+    BlockRead, BlockWrite, Check, Compress, Description, Extents, Image, Layered, Placed, Repair,
+    Resize, Snapshots,
 };
 use cache::Cache;
 use compress::Recent;
@@ -120,7 +120,7 @@ pub struct Qcow2 {
     meta: Mutex<Meta>,
     /// Some guest clusters are busy no more.
     settled: Condvar,
-    gate: Gate,
+    gate: Arc<Gate>,
     recent: Recent,
     /// Nothing was written since the last flush.
     clean: AtomicBool,
@@ -178,7 +178,7 @@ impl Qcow2 {
             backing: RwLock::new(None),
             meta: Mutex::new(meta),
             settled: Condvar::new(),
-            gate: Gate::default(),
+            gate: Arc::default(),
             recent: Recent::default(),
             clean: AtomicBool::new(true),
             file,
@@ -427,6 +427,14 @@ impl Image for Qcow2 {
     }
     fn checker(&self) -> Option<&dyn Check> {
         Some(self)
+    }
+    fn place(&self, offset: u64, len: u64, write: bool) -> Option<Placed> {
+        self.in_range(offset, len).ok().filter(|()| len > 0)?;
+        // Whoever asks works on many requests and must not wait.
+        let pass = self.gate.try_pass()?;
+        let mut meta = self.meta.try_lock().ok()?;
+        let offset = self.plain_run(&mut meta, offset, len, write)?;
+        Some(Placed { file: self.file.clone(), offset, _keep: Some(pass) })
     }
 }
 

@@ -357,6 +357,38 @@ fn snapshots_come_and_go() {
 }
 
 #[test]
+fn only_what_lies_in_one_piece_has_a_place() {
+    let dir = Dir::new("place");
+    let o = CreateOptions { size: 1 << 20, cluster_size: 4096, ..CreateOptions::default() };
+    let path = create(&dir, "p", &o);
+    let image = open(&OpenSpec::write(&path)).unwrap();
+    let w = image.writable().unwrap();
+    assert!(image.place(0, 4096, false).is_none());
+    w.write_bytes(0, &[7; 8192]).unwrap();
+    w.write_bytes(65536, &[8; 4096]).unwrap();
+    let there = image.place(512, 7680, false).unwrap();
+    let mut byte = [0];
+    there.file.read_bytes(there.offset, &mut byte).unwrap();
+    assert_eq!(byte, [7]);
+    assert!(image.place(0, 12288, false).is_none() && image.place(1 << 20, 512, false).is_none());
+    assert!(image.place(0, 4096, true).is_some());
+    drop(there);
+    // What a snapshot has, too, is read where it is and written elsewhere.
+    image.snapshots().unwrap().create("s").unwrap();
+    assert!(image.place(0, 4096, false).is_some() && image.place(0, 4096, true).is_none());
+    // Whoever wants to be alone waits for whoever has a place.
+    let kept = image.place(0, 4096, false);
+    std::thread::scope(|s| {
+        let discard = s.spawn(|| w.discard(0, 8192).unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!discard.is_finished());
+        drop(kept);
+        discard.join().unwrap();
+    });
+    assert!(image.place(0, 4096, false).is_none());
+}
+
+#[test]
 fn sizes_change() {
     let qemu = has_qemu();
     let dir = Dir::new("resize");
