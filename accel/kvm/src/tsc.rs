@@ -1,6 +1,7 @@
 //! The frequency of a guest's TSC.
 
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{VcpuFd, VmFd};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 /// The TSC frequency of `vcpu` in Hz (KVM_GET_TSC_KHZ). A kernel that does not tell, because the
@@ -11,6 +12,17 @@ pub(crate) fn frequency(vcpu: Option<&VcpuFd>) -> u64 {
         Some(khz) if khz != 0 => u64::from(khz) * 1000,
         _ => measure(Duration::from_millis(20)),
     }
+}
+
+/// KVM_GET_TSC_KHZ, `_IO(KVMIO, 0xa3)`.
+const GET_TSC_KHZ: libc::c_ulong = 0xaea3;
+
+/// The TSC frequency in Hz that vCPUs of `vm` will have. Kernels tell it before there are vCPUs since
+/// Linux 5.19 (KVM_CAP_VM_TSC_CONTROL).
+pub(crate) fn of_vm(vm: &VmFd) -> Option<u64> {
+    // SAFETY: the request takes no argument and touches no memory of ours.
+    let khz = unsafe { libc::ioctl(vm.as_raw_fd(), GET_TSC_KHZ as _, 0) };
+    u64::try_from(khz).ok().filter(|khz| *khz > 0).map(|khz| khz * 1000)
 }
 
 fn measure(time: Duration) -> u64 {

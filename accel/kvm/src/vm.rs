@@ -83,13 +83,16 @@ impl KvmAccel {
     /// What stands in the way and how to remove it (see [`crate::probe`]), or which step failed.
     pub fn new() -> Result<Arc<KvmAccel>> {
         let kvm = diagnose::open(Path::new(NODE))?;
-        let tsc_hz = {
-            // A VM of its own: vCPUs cannot be removed from the real one.
-            let scratch = diagnose::create_vm(&kvm)?;
-            tsc::frequency(scratch.create_vcpu(0).ok().as_ref())
-        };
         let caps = Caps::read(&kvm);
         let fd = Arc::new(diagnose::create_vm(&kvm)?);
+        let tsc_hz = match tsc::of_vm(&fd) {
+            Some(hz) => hz,
+            None => {
+                // A VM of its own: vCPUs cannot be removed from the real one.
+                let scratch = diagnose::create_vm(&kvm)?;
+                tsc::frequency(scratch.create_vcpu(0).ok().as_ref())
+            }
+        };
         fd.set_identity_map_address(IDENTITY_MAP).map_err(|e| {
             failed("place the real-mode identity map", "KVM_SET_IDENTITY_MAP_ADDR", e)
         })?;
