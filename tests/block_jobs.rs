@@ -286,6 +286,60 @@ fn images_are_made_exported_and_reopened() {
     assert!(shown(dir, "t", "qcow2") == shown(dir, "new", "qcow2"));
 }
 
+#[test]
+fn a_drive_keeps_its_name_whatever_is_in_it() {
+    let Some(accel) = any_accelerator() else { return };
+    let dir = Dir::new("job-drive");
+    let image = dir.file("guest", &Flat::default().spin().0);
+    let data: Vec<u8> = (0..4 * MIB).map(|i| (i / 512 % 253) as u8).collect();
+    dir.file("raw", &data);
+    img(&dir, "convert -f raw -O qcow2 raw disk");
+    img(&dir, "create -q -f qcow2 target 4M");
+    let (socket, disk) = (dir.path("qmp"), dir.path("disk"));
+    let place = format!("unix:{}", socket.display());
+    let mut c = run(&["--accel", accel, "--kernel", &image, "--kernel-format", "flat"]);
+    c.args(["-m", "16M", "--serial", "null", "--qmp", &place]);
+    c.args(["--drive", &format!("file={},format=qcow2,if=none,id=d0", disk.display())]);
+    c.args(["--device", "virtio-blk-pci,drive=d0,id=vd"]);
+    let mut m = Idle { child: c.spawn().unwrap(), qmp: Qmp::negotiated(&socket), dir };
+    let q = &mut m.qmp;
+    let inside = |q: &mut Qmp| {
+        let disk = q.ok("query-block", json!({}))[0].clone();
+        assert_eq!(disk["device"], "d0");
+        let nodes = q.ok("query-named-block-nodes", json!({}));
+        let depth = disk["inserted"]["backing_file_depth"].as_i64().unwrap();
+        let name = disk["inserted"]["node-name"].as_str().unwrap().to_string();
+        (name, depth, nodes.as_array().unwrap().len())
+    };
+    let (one, two) = (m.dir.path("one"), m.dir.path("two"));
+    q.ok("blockdev-snapshot-sync", json!({ "device": "d0", "snapshot-file": one }));
+    let named = json!({ "device": "d0", "snapshot-file": two, "snapshot-node-name": "two" });
+    q.ok("blockdev-snapshot-sync", named);
+    assert_eq!(inside(q), ("two".into(), 2, 1));
+    // Without names, by files; a job without a name has the drive's.
+    q.ok("block-commit", json!({ "device": "d0", "top": one }));
+    until(q, "JOB_STATUS_CHANGE", "null");
+    assert_eq!(inside(q).1, 1);
+    q.ok("block-commit", json!({ "device": "d0" }));
+    until(q, "BLOCK_JOB_READY", "");
+    q.ok("job-complete", json!({ "id": "d0" }));
+    until(q, "JOB_STATUS_CHANGE", "null");
+    let (name, depth, nodes) = inside(q);
+    assert!(name.starts_with('#') && depth == 0 && nodes == 3, "{name} {depth} {nodes}");
+    // The image that a client has named is there, with its file, until it is removed; nobody uses the others.
+    img(&m.dir, "check -q one");
+    q.ok("blockdev-del", json!({ "node-name": "two" }));
+    img(&m.dir, "check -q two");
+    node(q, "target", &m.dir.path("target"), "qcow2", json!({}));
+    q.ok("blockdev-mirror", json!({ "device": "d0", "target": "target", "sync": "full" }));
+    until(q, "BLOCK_JOB_READY", "");
+    q.ok("block-job-complete", json!({ "device": "d0" }));
+    until(q, "JOB_STATUS_CHANGE", "null");
+    assert_eq!(inside(q), ("target".into(), 0, 1));
+    img(&m.dir, "check -q disk");
+    assert!(shown(&m.dir, "disk", "qcow2") == data && shown(&m.dir, "target", "qcow2") == data);
+}
+
 /// A Linux guest that writes to the disk `vda`, a node called `disk` with another behind it.
 struct Guest {
     terminal: Terminal,

@@ -197,14 +197,34 @@ impl Machine {
         // It stays a drive: a node below it has no name of its own any more.
         mine.file_node = None;
         mine.node = Some(other.clone());
-        let old = self.config.drives.remove(j);
+        self.config.drives.remove(j);
+        let file_node = Some(self.made_up_name());
         let Ok(shelf) = self.shelf() else { return };
         let image = shelf.remove(&other);
-        // What was in it before keeps its name, if a client has given it one.
+        // What was in it before keeps its name, if it had one.
         if let (Some(name), Some(image)) = (known, image) {
             shelf.insert(name.clone(), image);
-            let file_node = moved.file_node.clone().or_else(|| old.file_node.clone());
-            self.config.drives.push(Drive { id: Some(name), file_node, ..moved });
+            let moved = Drive { id: Some(name), file_node, file_inline: true, ..moved };
+            self.config.drives.push(moved);
+        }
+    }
+
+    /// Lets go of nodes with made-up names that nobody uses; in a chain, images need no names.
+    pub(super) fn sweep_nodes(&mut self) {
+        let drives = self.drives();
+        let unused = |d: &Drive| {
+            let Some(name) = d.id.as_deref().filter(|n| n.starts_with('#') && d.is_node()) else {
+                return false;
+            };
+            let exported = || drives.get(name).and_then(|d| self.exports.user_of(d)).is_some();
+            self.node_user(name).is_none() && self.jobs.user_of(name).is_none() && !exported()
+        };
+        let gone: Vec<usize> =
+            (0..self.config.drives.len()).filter(|i| unused(&self.config.drives[*i])).collect();
+        for i in gone.into_iter().rev() {
+            if let Err(e) = self.take_from_shelf(i) {
+                log::warn!("a block node is not let go of: {e}");
+            }
         }
     }
 

@@ -360,6 +360,7 @@ impl Machine {
             }
         }
         self.job_status(serial, JobStatus::Concluded);
+        self.sweep_nodes();
         if dismiss {
             self.job_dismiss(serial);
         }

@@ -85,7 +85,9 @@ impl Machine {
             let layers = layers.ok_or_else(|| Error::new("The overlay has no layers"))?;
             layers.set_backing(Some(old.clone()));
             Ok(())
-        })
+        })?;
+        self.sweep_nodes();
+        Ok(())
     }
 
     /// Does something while the guest stands still, which nobody is told.

@@ -54,13 +54,13 @@ class Lab:
     def img_ok(self, who, *words):
         return self.ok(*((self.tandem, "img") if who == "tandem" else ("qemu-img",)), *words)
 
-    def export(self, who, name, fmt):
+    def export(self, who, name, fmt, aio="threads"):
         """A server of the image at the socket `nbd`; it ends with its client."""
         sock = self.path("nbd")
         if os.path.exists(sock):
             os.unlink(sock)
         start = (self.tandem, "nbd") if who == "tandem" else ("qemu-nbd",)
-        words = [*start, "-k", sock, "-f", fmt, "--discard", "unmap", name]
+        words = [*start, "-k", sock, "-f", fmt, "--aio", aio, "--discard", "unmap", name]
         self.steps.append(" ".join(words))
         server = subprocess.Popen(words, cwd=self.dir, stderr=subprocess.PIPE, text=True)
         until = time.monotonic() + 60
@@ -70,13 +70,13 @@ class Lab:
             time.sleep(0.002)
         return server
 
-    def write(self, how, name, fmt, commands):
+    def write(self, how, name, fmt, commands, aio):
         """Lets qemu-io execute commands on the image, through one of the ways."""
         words = [w for c in commands for w in ("-c", c)]
         if how == "file":
             self.ok("qemu-io", "-d", "unmap", "-f", fmt, *words, name)
             return
-        server = self.export(how, name, fmt)
+        server = self.export(how, name, fmt, aio)
         try:
             self.ok("qemu-io", "-f", "raw", *words, "nbd+unix:///?socket=nbd")
         finally:
@@ -221,7 +221,8 @@ class Disk:
                 break
             else:
                 commands.append("flush")
-        self.lab.write(how, self.name, self.fmt, commands)
+        aio = self.rng.choice(("threads", "io_uring")) if how == "tandem" else "threads"
+        self.lab.write(how, self.name, self.fmt, commands, aio)
         # What was given up is whatever it is, by sectors zeros or as it was, for everybody.
         for at, length in given_up:
             now = self.lab.read("qemu", self.name, self.fmt)[at : at + length]
