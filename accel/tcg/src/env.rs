@@ -43,6 +43,8 @@ pub struct Core {
     pub restarting: u8,
     /// No other vCPU is in generated code or a helper.
     pub alone: u8,
+    /// The instruction that is restarted goes through a segment that runs over 4 GiB.
+    pub wraps: u8,
     /// PAUSEs executed, wrapping.
     pub pauses: u32,
     /// Guest MXCSR.

@@ -3,7 +3,7 @@
 use super::find::{self, NoCode};
 use super::{Vcpu, leave};
 use crate::log;
-use crate::tb::{LOCK_RETRY, SMC_RETRY};
+use crate::tb::{LOCK_RETRY, SMC_RETRY, WRAP_RETRY};
 use crate::x86::bits::cr4;
 use crate::x86::debug;
 use crate::x86::exception::{Exception, vector};
@@ -175,6 +175,12 @@ impl Runner {
                 let exit = match e.vector {
                     SMC_RETRY => self.restart(),
                     LOCK_RETRY => self.alone(),
+                    WRAP_RETRY => {
+                        self.env().core.wraps = 1;
+                        let exit = self.restart();
+                        self.env().core.wraps = 0;
+                        exit
+                    }
                     _ => self.deliver(e),
                 };
                 return exit.map_or(Ok(None), Err);

@@ -136,10 +136,14 @@ impl Env {
         self.write_piece(next, v >> (8 * room), len - room, mmu_idx)
     }
 
-    /// Linear address arithmetic: wraps at 4 GiB outside long mode.
+    /// Linear address arithmetic: wraps at 4 GiB outside long mode, and for what begins below in
+    /// compatibility mode.
     fn wrap(&self, addr: u64, add: u64) -> u64 {
         let a = addr.wrapping_add(add);
-        if self.cpu.efer & 1 << 10 != 0 { a } else { a & 0xffff_ffff }
+        let code64 = Mode::from_bits_retain(self.core.mode).contains(Mode::CODE64);
+        let long = self.cpu.efer & 1 << 10 != 0;
+        let wide = code64 || long && addr > u64::from(u32::MAX);
+        if wide { a } else { a & 0xffff_ffff }
     }
 
     /// #GP(0) for an access that begins inside the address space and runs over its edge: over the limit
@@ -150,7 +154,7 @@ impl Env {
         let over = if mode.contains(Mode::CODE64) {
             !self.canonical(addr.wrapping_add(len.max(1) - 1))
         } else {
-            let flat = !mode.contains(Mode::SEGMENTED);
+            let flat = !mode.contains(Mode::SEGMENTED) && self.core.wraps == 0;
             flat && addr <= u64::from(u32::MAX) && addr.saturating_add(len) > 1 << 32
         };
         if over { Err(Exception { addr: Some(addr), ..Exception::gp(0) }) } else { Ok(()) }

@@ -13,4 +13,4 @@ mod cache;
 mod written;
 
 pub use cache::{CodeWatch, Found, NewTb, Range, Tb, TbCache, TbKey, Watched};
-pub use written::{LOCK_RETRY, SMC_RETRY, clear_code, code_written, write_code};
+pub use written::{LOCK_RETRY, SMC_RETRY, WRAP_RETRY, clear_code, code_written, write_code};

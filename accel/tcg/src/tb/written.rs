@@ -14,6 +14,9 @@ pub const SMC_RETRY: u8 = 0xff;
 /// Pseudo vector of a pending "fault" that asks the loop to run the instruction while no other vCPU
 /// runs.
 pub const LOCK_RETRY: u8 = 0xfe;
+/// Not an exception: the access through a segment with a base that it may end with is one that runs
+/// over 4 GiB, and the execution loop must restart its instruction so that it does.
+pub const WRAP_RETRY: u8 = 0xfd;
 
 /// A vCPU's store to a watched page: `store` writes the bytes `[gpa, gpa + len)`. An error restarts
 /// the instruction, and nothing has been written.

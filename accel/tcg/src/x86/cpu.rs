@@ -135,6 +135,8 @@ pub struct Cpu {
     pub pending_debug: u64,
     /// The next instruction follows a load of SS: it triggers no instruction breakpoint.
     pub after_ss: bool,
+    /// A repeated string instruction has come back in the middle; it is what RIP points to.
+    pub mid_rep: bool,
     /// Where large pages were translated.
     pub large_pages: super::paging::LargePages,
 }

@@ -158,10 +158,10 @@ pub fn after_step(cpu: &mut Cpu) -> Exception {
 }
 
 /// Instruction breakpoints at linear address `addr`, before the instruction there: `None` if none
-/// matches. RFLAGS.RF holds them back for one instruction.
+/// matches. RFLAGS.RF holds them back for one instruction, all its repetitions included.
 pub fn instruction_breakpoint(cpu: &mut Cpu, addr: u64) -> Option<Exception> {
     let after_ss = std::mem::take(&mut cpu.after_ss);
-    if cpu.eflags & rflags::RF != 0 || after_ss {
+    if cpu.eflags & rflags::RF != 0 || after_ss || cpu.mid_rep {
         cpu.eflags &= !rflags::RF;
         return None;
     }

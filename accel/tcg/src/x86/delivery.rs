@@ -54,6 +54,12 @@ pub fn deliver(env: &mut Env, event: Event) -> Result<(), Exception> {
         // difference, that is left until somebody looks.
         flags &= !rflags::RF;
     }
+    // Between two repetitions the string instruction has not completed.
+    let mid_rep = std::mem::take(&mut env.cpu.mid_rep);
+    let trap = matches!(event, Event::Exception(Exception { vector: vector::DB, .. }));
+    if mid_rep && (trap || matches!(event, Event::Interrupt(_) | Event::Nmi)) {
+        flags |= rflags::RF;
+    }
     let mut d =
         Delivery { vector: 0, error: None, checked: false, rip: env.cpu.rip, flags, ext: 1 };
     match event {

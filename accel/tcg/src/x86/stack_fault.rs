@@ -8,13 +8,14 @@
 use super::Env;
 use super::exception::{Exception, vector};
 use super::mode::{MMU_KERNEL, MMU_USER, Mode};
+use crate::tb::WRAP_RETRY;
 use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, Register};
 use tandem_accel::x86::seg;
 
 /// Longest instruction.
 const LONGEST: usize = 15;
 
-/// The exception to deliver for `e`, raised by the instruction at RIP.
+/// The exception to deliver for `e`, raised by the instruction at RIP; or [`WRAP_RETRY`] if it is none.
 pub fn refine(env: &mut Env, e: Exception) -> Exception {
     let (vector::GP, Some(addr)) = (e.vector, e.addr) else { return e };
     let plain = Exception { addr: None, ..e };
@@ -37,11 +38,37 @@ pub fn refine(env: &mut Env, e: Exception) -> Exception {
         have += 1;
     }
     let insn = Decoder::with_ip(bits, &bytes[..have], rip, DecoderOptions::NONE).decode();
+    if bits != 64 && addr <= u64::from(u32::MAX) && through_based(env, &insn, addr) {
+        return Exception::plain(WRAP_RETRY);
+    }
     if through_stack(env, &insn, addr) {
         Exception::with_error(vector::SS, plain.error.unwrap_or(0))
     } else {
         plain
     }
+}
+
+/// Whether `insn` forms `addr`, from where its access runs over 4 GiB, in a segment that does not start
+/// at 0: it goes on at 0 there.
+fn through_based(env: &Env, insn: &Instruction, addr: u64) -> bool {
+    let mut factory = InstructionInfoFactory::new();
+    factory.info(insn).used_memory().iter().any(|m| {
+        let base = match m.segment() {
+            Register::FS => env.cpu.seg_base[seg::FS],
+            Register::GS => env.cpu.seg_base[seg::GS],
+            _ => 0,
+        };
+        let value = |r: Register, _: usize, _: usize| {
+            let full = r.full_register();
+            let whole = if full.is_gpr() { env.cpu.gpr[full.number() & 15] } else { 0 };
+            let bits = 8 * r.size().min(8);
+            Some(if bits < 64 { whole & ((1 << bits) - 1) } else { whole })
+        };
+        let offset = m.virtual_address(0, value).unwrap_or(0);
+        let size = m.memory_size().size().max(1) as u64;
+        let at = base.wrapping_add(offset) & u64::from(u32::MAX);
+        base != 0 && addr.wrapping_sub(at) < size
+    })
 }
 
 /// Whether `insn` forms `addr` in the stack segment.

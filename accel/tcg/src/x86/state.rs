@@ -67,6 +67,7 @@ pub fn load(env: &mut Env, s: &X86State) -> Result<()> {
     check(s, &env.cpu.feat)?;
     let cpu = &mut env.cpu;
     cpu.gpr = s.gpr;
+    cpu.mid_rep = false;
     cpu.rip = s.rip;
     cpu.cr0 = s.cr0 | cr0::ET;
     cpu.cr2 = s.cr2;

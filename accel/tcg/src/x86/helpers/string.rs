@@ -221,6 +221,7 @@ impl<'a> Run<'a> {
     /// Runs `step` until the count or the budget is used up. `step` does some elements and says
     /// whether the repetition goes on.
     fn run(&mut self, mut step: impl FnMut(&mut Run) -> Result<bool, Exception>) -> u64 {
+        self.env.cpu.mid_rep = false;
         while self.more() {
             match step(self) {
                 Ok(true) if self.i.repeat => {}
@@ -228,7 +229,8 @@ impl<'a> Run<'a> {
                 Err(e) => return raise(self.env, e),
             }
         }
-        u64::from(self.i.repeat && self.count() != 0)
+        self.env.cpu.mid_rep = self.i.repeat && self.count() != 0;
+        u64::from(self.env.cpu.mid_rep)
     }
 
     /// The step from element to element on the host, in bytes.

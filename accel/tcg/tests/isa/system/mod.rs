@@ -82,6 +82,7 @@ fn field<'a>(s: &'a mut X86State, name: &str) -> &'a mut u64 {
         "flags" => &mut s.rflags,
         "cr0" => &mut s.cr0,
         "cr2" => &mut s.cr2,
+        "cr3" => &mut s.cr3,
         "cr4" => &mut s.cr4,
         "efer" => &mut s.efer,
         "xcr0" => &mut s.xcr0,
