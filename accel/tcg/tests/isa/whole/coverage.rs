@@ -66,14 +66,10 @@ fn is_far(code: Code) -> bool {
 }
 
 /// Why a form is not compared with the host.
-fn excuse(code: Code, bits: u32) -> Option<&'static str> {
+fn excuse(code: Code) -> Option<&'static str> {
     use Mnemonic as M;
     let name = format!("{code:?}");
     let op = code.op_code();
-    let vectors = vector::is_vector(code) || vector::is_indexed(code) || x87::is_x87(code);
-    if bits == 16 && vectors {
-        return Some("the same code as in 32-bit code, of which only addresses differ");
-    }
     Some(match code.mnemonic() {
         M::Syscall | M::Sysenter | M::Sysexit | M::Sysret | M::Sysretq | M::Sysexitq => {
             "leaves the program: unit tests of x86::syscall, by the SDM"
@@ -159,8 +155,6 @@ fn excuse(code: Code, bits: u32) -> Option<&'static str> {
         M::Movdiri | M::Movdir64b | M::Umov | M::Ibts | M::Xbts | M::Loadall => {
             "not on this processor: #UD"
         }
-        M::Emms if bits == 16 => "the same in 32-bit code",
-        M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu if bits == 16 => "the same in 32-bit code",
         _ if op.must_be_cpl0() || is_privileged(code.mnemonic()) => {
             "of the system: unit tests of accel/tcg, by the SDM"
         }
@@ -237,7 +231,7 @@ fn every_form_is_compared_or_has_a_reason() {
             total += 1;
             if let Some(how) = compared(code, bits, &pools) {
                 *by.entry(how).or_default() += 1;
-            } else if let Some(why) = excuse(code, bits) {
+            } else if let Some(why) = excuse(code) {
                 reasons.entry(why).or_default().push(format!("{code:?}"));
             } else {
                 forgotten.push(format!("{code:?} in {bits}-bit code"));

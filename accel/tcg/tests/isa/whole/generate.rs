@@ -133,16 +133,15 @@ impl Pools {
         let all = |f: &dyn Fn(Code) -> bool| -> Vec<Code> {
             Code::values().filter(|&c| there(c, bits) && f(c)).collect()
         };
-        let vectors = bits != 16;
         let listed = |list: &[Code]| -> Vec<Code> {
             list.iter().copied().filter(|&c| there(c, bits)).collect()
         };
         Pools {
             bits,
             integer: all(&|c| forms::is_integer(c, bits) && !is_undefined(c)),
-            vector: all(&|c| vectors && vector::is_vector(c) && !is_approximate(c)),
-            indexed: all(&|c| vectors && vector::is_indexed(c)),
-            x87: all(&|c| bits != 16 && x87::is_x87(c)),
+            vector: all(&|c| vector::is_vector(c) && !is_approximate(c)),
+            indexed: all(&|c| vector::is_indexed(c)),
+            x87: all(&x87::is_x87),
             other: listed(&OTHER).into_iter().filter(|&c| !is_hosts_alone(c)).collect(),
             raising: listed(&RAISING),
         }
