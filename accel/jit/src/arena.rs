@@ -190,8 +190,9 @@ impl Arena {
             unsafe { libc::madvise(map.add(at).cast(), len, how) };
         }
     }
-    /// Makes everything handed out so far survive resets.
+    /// Makes everything handed out so far survive resets. It counts no longer.
     pub(crate) fn keep(&self) {
+        self.used.store(0, Ordering::Relaxed);
         self.first.store(self.next.load(Ordering::Acquire), Ordering::Release);
     }
     /// Appends code at the cursor, with the words of its snapshot table. The caller has checked

@@ -158,7 +158,8 @@ pub struct Runtime {
     /// `fn(env, addr: u64, info: u32) -> u64`: a load that missed the TLB; returns the value
     /// zero-extended (the caller extends further). May fault.
     pub load: usize,
-    /// `fn(env, addr: u64, info: u32, value: u64)`: a store that missed. May fault.
+    /// `fn(env, addr: u64, info: u32, value: u64)`: a store of the low bits of `value` that missed.
+    /// May fault.
     pub store: usize,
     /// `fn(env, addr: u64, info: u32) -> u64`: host pointer for a `Ptr` that missed. May fault.
     pub ptr: usize,

@@ -51,6 +51,7 @@ extern "C" fn store(env: *mut Env, addr: u64, info: u32, value: u64) {
     let info = AccessInfo(info);
     // SAFETY: called by generated code of this vCPU.
     let env = unsafe { env_of(env) };
+    let value = value & info.width().mask();
     if let Err(e) = env.write(addr, value, info.size() as usize, info.mmu_idx()) {
         raise(env, e);
     }

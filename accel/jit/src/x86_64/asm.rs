@@ -571,6 +571,14 @@ impl Asm {
     pub(super) fn mfence(&mut self) {
         self.raw(&[0x0f, 0xae, 0xf0]);
     }
+    /// `clc`.
+    pub(super) fn clc(&mut self) {
+        self.raw(&[0xf8]);
+    }
+    /// `stc`.
+    pub(super) fn stc(&mut self) {
+        self.raw(&[0xf9]);
+    }
     /// `pushfq`.
     pub(super) fn pushfq(&mut self) {
         self.raw(&[0x9c]);
@@ -761,6 +769,7 @@ pub(super) const W32: Width = Width::W32;
 pub(super) const W64: Width = Width::W64;
 
 pub(super) const CC_B: u8 = 2;
+pub(super) const CC_AE: u8 = 3;
 pub(super) const CC_E: u8 = 4;
 pub(super) const CC_NE: u8 = 5;
 

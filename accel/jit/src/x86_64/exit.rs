@@ -165,7 +165,8 @@ impl Gen {
         self.a.bind(c.entry);
         self.x87 = c.x87;
         match c.kind {
-            ColdKind::Load { .. } | ColdKind::Store { .. } => self.cold_access(c.kind, c.back),
+            ColdKind::Load { .. } | ColdKind::Store { .. } => self.cold_access(c.kind),
+            ColdKind::Ptr { .. } => self.cold_pointer(c.kind),
             ColdKind::NativeMem { .. } => self.cold_native(block, c.kind, c.back),
             ColdKind::PtrEnd { snap, places } => {
                 let to = self.inner.thunks.ptr_end;

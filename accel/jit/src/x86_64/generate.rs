@@ -33,26 +33,17 @@ pub(super) enum How {
     Extend,
     /// It replaces the low part of the register.
     Merge,
-    /// It is a host pointer.
-    Pointer,
 }
 
 /// What a cold piece does.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ColdKind {
-    /// A load or pointer that missed the TLB.
-    Load {
-        addr: Mem,
-        tmp: Reg,
-        info: u32,
-        dst: Reg,
-        aux: u8,
-        how: How,
-        snap: SnapId,
-        shared: Shared,
-    },
+    /// A load that missed the TLB.
+    Load { addr: Mem, info: u32, dst: Reg, aux: u8, how: How, snap: SnapId, shared: Shared },
     /// A store that missed.
     Store { addr: Mem, tmp: Reg, info: u32, value: Opnd, snap: SnapId, shared: Shared },
+    /// A pointer that missed.
+    Ptr { addr: Mem, tmp: Reg, info: u32, dst: Reg, snap: SnapId, places: Places },
     /// A pass-through instruction whose memory operand missed: number `native`, to be executed on
     /// the pointer in `ptr`, with its general result in `dst`. `trap` says that it can trap.
     NativeMem {

@@ -12,16 +12,16 @@
 //!   mov   dst, [i + base + disp]
 //! ```
 //!
-//! The cold piece passes address, access description and value to the runtime through the frame
-//! and comes back with the result. At the probe no pinned register runs ahead of its global.
+//! What the cold piece does is in `probe`; it goes back to the access proper. At the probe no pinned
+//! register runs ahead of its global.
 //!
-//! Members of a group (see `share`) but the first have `test r, r; je cold` in place of the probe, and
-//! the cold piece of every member probes for that access alone before it calls the runtime.
+//! Members of a group (see `share`) but the first have `test r, r; je cold` in place of the probe.
 
 use super::alloc::*;
 use super::asm::*;
 use super::frame::*;
 use super::generate::{ColdKind, Gen, How, Merge};
+use super::probe::Probe;
 use super::share::{Places, Role};
 use crate::ir::{
     Block, Inst, LD_SX32, LD_SX64, PTR_ALIGNED, PTR_READ, PTR_WRITE, Rmw, SIZE_80, Val, Width,
@@ -36,16 +36,19 @@ pub(super) struct Access {
     pub guest: Mem,
     pub tmp: Reg,
     pub entry: Label,
-    pub back: Label,
+    /// Behind the check, the addend being in its register.
+    pub checked: Label,
 }
 
 /// What the cold piece of an access knows of sharing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shared {
-    /// The addend's register if the access is in a group, else [`NOREG`].
-    pub probe: Reg,
-    /// Later members will look at that register.
-    wanted: bool,
+    /// The addend's register.
+    pub addend: Reg,
+    /// The access is in a group.
+    pub member: bool,
+    /// Later members of the group will look at that register.
+    pub wanted: bool,
     /// Addends that become invalid in the runtime.
     pub places: Places,
 }
@@ -54,13 +57,13 @@ pub(super) struct Shared {
 #[derive(Clone, Copy)]
 pub(super) struct Span {
     /// First byte, relative to the access.
-    delta: i64,
+    pub delta: i64,
     /// Number of bytes.
-    len: u32,
+    pub len: u32,
     /// What the first byte's address must be a multiple of, a power of two.
-    align: u32,
+    pub align: u32,
     /// For writing.
-    write: bool,
+    pub write: bool,
 }
 
 impl Span {
@@ -110,14 +113,15 @@ impl Gen {
         (i, t): (Reg, Reg),
         shared: bool,
     ) -> Access {
-        let (entry, back) = (self.a.label(), self.a.label());
+        let entry = self.a.label();
         if !self.softmmu() {
-            return self.linear(m, i, entry, back);
+            return self.linear(m, i, entry);
         }
         self.check(mmu_idx, m, span, (i, t), entry);
+        let checked = self.a.here();
         // An addend that is not shared makes room for the sum: `t` may be wanted for a value.
         let sum = if shared { t } else { i };
-        Access { host: self.host_operand(m, i, sum), guest: m, tmp: t, entry, back }
+        Access { host: self.host_operand(m, i, sum), guest: m, tmp: t, entry, checked }
     }
     /// Emits the check proper: jumps to `miss`, or leaves the addend in `i`. `t` is overwritten.
     fn check(&mut self, mmu_idx: u8, m: Mem, span: Span, (i, t): (Reg, Reg), miss: Label) {
@@ -125,7 +129,6 @@ impl Gen {
             self.error.get_or_insert(crate::code::CompileError::TooLarge);
             return;
         };
-        let f = self.inner.shared.features;
         let disp = i64::from(m.disp) + span.delta;
         // The address in one register; `t` serves until the tag is needed.
         let addr = match m {
@@ -140,29 +143,9 @@ impl Gen {
                 t
             }
         };
-        if f.fast_pext {
-            self.a.pext(false, W64, i, addr, env(tlb.pext_mask_off));
-        } else {
-            if f.bmi2 {
-                self.a.rorx(W64, i, Rm::R(addr), page_bits);
-            } else {
-                self.a.mov(i, addr);
-                self.a.shift_i(Sh::Shr, W64, Rm::R(i), page_bits);
-            }
-            self.a.alu_r(Alu::And, W64, i, env(tlb.mask_off));
-        }
-        // Alignment is part of the tag: the last byte's address, rounded down to it, has the low
-        // bits of the first one's, and is in the last byte's page.
-        let low = span.align as i32 - 1;
-        match (span.len as i32 - 1) & !low {
-            0 => self.a.mov(t, addr),
-            last => self.a.lea(W64, t, Mem::new(addr, last)),
-        }
-        self.a.alu_i(Alu::And, W64, Rm::R(t), -(1i32 << page_bits) | low);
-        let tag = if span.write { tlb.tag_w } else { tlb.tag_r };
-        self.a.alu_r(Alu::Cmp, W64, t, Mem::idx(RSP, i, 3, FRAME + tag as i32));
-        self.a.jcc(CC_NE, miss);
-        self.a.load(W64, i, Mem::idx(RSP, i, 3, FRAME + tlb.addend as i32));
+        let features = self.inner.shared.features;
+        let probe = Probe { tlb, page_bits, features, bias: 0 };
+        probe.emit(&mut self.a, addr, (i, t, i), span, miss);
     }
     /// The operand for guest address `m`, the addend being in `i`; `t` may become a sum.
     fn host_operand(&mut self, m: Mem, i: Reg, t: Reg) -> Mem {
@@ -191,12 +174,13 @@ impl Gen {
             let shared = matches!(role, Role::Leader { .. });
             return self.probe(mmu_idx, m, Span::of(role, own), (i, t), shared);
         }
-        let (entry, back) = (self.a.label(), self.a.label());
+        let entry = self.a.label();
         self.a.test(W64, Rm::R(i), i);
         self.a.jcc(CC_E, entry);
+        let checked = self.a.here();
         let host = self.host_operand(m, i, t);
         let tmp = if t != NOREG && m.index == NOREG { t } else { i };
-        Access { host, guest: m, tmp, entry, back }
+        Access { host, guest: m, tmp, entry, checked }
     }
     /// The registers of an access in `role`: `(i, t)` of [`Gen::reach`]. Whether `i` is wanted
     /// afterwards is the third. `waiting`: a value in memory goes through [`Access::tmp`].
@@ -218,11 +202,11 @@ impl Gen {
     }
     /// What the cold piece of an access in `role` must know of its group.
     pub(super) fn shared_piece(&mut self, role: Role, i: Reg, wanted: bool) -> Shared {
-        let probe = if matches!(role, Role::Alone) { NOREG } else { i };
-        Shared { probe, wanted, places: self.addend_places() }
+        let member = !matches!(role, Role::Alone);
+        Shared { addend: i, member, wanted, places: self.addend_places() }
     }
     /// Guest memory at a constant distance.
-    fn linear(&mut self, m: Mem, i: Reg, entry: Label, back: Label) -> Access {
+    fn linear(&mut self, m: Mem, i: Reg, entry: Label) -> Access {
         let base = match self.inner.shared.target.mem {
             MemModel::Linear { base } => base,
             MemModel::Softmmu { .. } => {
@@ -244,7 +228,8 @@ impl Gen {
                 }
             }
         };
-        Access { host, guest: m, tmp: i, entry, back }
+        let checked = self.a.here();
+        Access { host, guest: m, tmp: i, entry, checked }
     }
     /// Whether accesses go through the TLB; else a fault comes as a signal at the access itself.
     pub(super) fn softmmu(&self) -> bool {
@@ -271,34 +256,37 @@ impl Gen {
         let snap = self.snapshot();
         let own = Span::own(inst.w.bytes(), PTR_READ);
         let acc = self.reach(block.mmu_idx, m, role, own, i, t);
+        let back = self.way_back(&acc, wanted);
         if self.softmmu() {
             let shared = self.shared_piece(role, i, wanted);
             let info = AccessInfo::new(inst.w as u8, block.mmu_idx, PTR_READ).0;
-            let kind = ColdKind::Load {
-                addr: acc.guest,
-                tmp: acc.tmp,
-                info,
-                dst: d,
-                aux: inst.aux,
-                how,
-                snap,
-                shared,
-            };
-            self.push_cold(acc.entry, acc.back, kind);
+            let aux = inst.aux;
+            let kind = ColdKind::Load { addr: acc.guest, info, dst: d, aux, how, snap, shared };
+            self.push_cold(acc.entry, back, kind);
         } else {
             self.a.bind(acc.entry);
             self.snaps.set_trap(snap, self.a.pos());
         }
         if let Some(m) = merge {
             self.a.load(inst.w, d, acc.host);
-            self.a.bind(acc.back);
+            self.bind_back(back, wanted);
             self.define_addend(role, i);
             return self.merged(m, inst.dst, d);
         }
         let zx = self.extending_load(inst.w, inst.aux, d, Rm::M(acc.host));
-        self.a.bind(acc.back);
+        self.bind_back(back, wanted);
         self.define_addend(role, i);
         self.define(inst.dst, d, zx);
+    }
+    /// Where the cold piece of an access goes back to: in front of the access proper, unless that
+    /// would leave an addend for later members that is not theirs.
+    fn way_back(&mut self, acc: &Access, wanted: bool) -> Label {
+        if wanted { self.a.label() } else { acc.checked }
+    }
+    fn bind_back(&mut self, back: Label, wanted: bool) {
+        if wanted {
+            self.a.bind(back);
+        }
     }
     /// Whether a loaded byte or word can go straight into the pinned register it is inserted into.
     fn can_merge_load(&self, m: &Merge, dst: Val) -> bool {
@@ -379,17 +367,18 @@ impl Gen {
         let snap = self.snapshot();
         let own = Span::own(inst.w.bytes(), PTR_WRITE);
         let acc = self.reach(block.mmu_idx, m, role, own, i, t);
+        let back = self.way_back(&acc, wanted);
         if self.softmmu() {
             let shared = self.shared_piece(role, i, wanted);
             let info = AccessInfo::new(inst.w as u8, block.mmu_idx, PTR_WRITE).0;
             let kind = ColdKind::Store { addr: acc.guest, tmp: acc.tmp, info, value, snap, shared };
-            self.push_cold(acc.entry, acc.back, kind);
+            self.push_cold(acc.entry, back, kind);
         } else {
             self.a.bind(acc.entry);
             self.snaps.set_trap(snap, self.a.pos());
         }
         self.store_operand(inst.w, acc.host, value, acc.tmp);
-        self.a.bind(acc.back);
+        self.bind_back(back, wanted);
         self.define_addend(role, i);
     }
     /// The store proper; a value that waits in memory goes through `tmp`.
@@ -439,25 +428,18 @@ impl Gen {
         let size = (inst.aux >> 2).min(SIZE_80);
         let span = Span::own(access_bytes(size), inst.cond);
         let acc = self.probe(block.mmu_idx, m, span, (i, t), false);
+        let back = self.a.label();
         if self.softmmu() {
-            let shared = self.shared_piece(Role::Alone, i, false);
+            let places = self.addend_places();
             let info = AccessInfo::new(size, block.mmu_idx, inst.cond).0;
-            let kind = ColdKind::Load {
-                addr: acc.guest,
-                tmp: acc.tmp,
-                info,
-                dst: d,
-                aux: 0,
-                how: How::Pointer,
-                snap,
-                shared,
-            };
-            self.push_cold(acc.entry, acc.back, kind);
+            let (addr, tmp) = (acc.guest, acc.tmp);
+            let kind = ColdKind::Ptr { addr, tmp, info, dst: d, snap, places };
+            self.push_cold(acc.entry, back, kind);
         } else {
             self.a.bind(acc.entry);
         }
         self.a.lea(W64, d, acc.host);
-        self.a.bind(acc.back);
+        self.a.bind(back);
         self.define(inst.dst, d, 64);
     }
 
@@ -627,33 +609,6 @@ impl Gen {
         self.set_flags(inst.fl);
     }
 
-    /// In the cold piece of a group's member: probes for this access alone, and on a hit does it and
-    /// goes back. Else falls through with nothing changed but the register of the addend.
-    fn cold_probe(&mut self, kind: ColdKind, back: Label) {
-        let (addr, info, shared, busy) = match kind {
-            ColdKind::Load { addr, info, shared, dst, .. } => (addr, info, shared, 1 << dst),
-            ColdKind::Store { addr, info, shared, value: Opnd::R(r), .. } => {
-                (addr, info, shared, 1 << r)
-            }
-            ColdKind::Store { addr, info, shared, .. } => (addr, info, shared, 0),
-            _ => return,
-        };
-        let i = shared.probe;
-        let (miss, t) = (self.a.label(), self.borrowed(addr, busy | 1 << i));
-        let waiting = frame(ARGS + 24);
-        let info = AccessInfo(info);
-        let host = self.cold_check(addr, info, (i, t), miss);
-        match kind {
-            ColdKind::Store { value, .. } => self.store_operand(info.width(), host, value, t),
-            ColdKind::Load { dst, aux, how, .. } => self.cold_result(info, dst, aux, how, host),
-            _ => {}
-        }
-        self.a.load(W64, t, waiting);
-        self.zero_shared(kind);
-        self.a.jmp(back);
-        self.a.bind(miss);
-        self.a.load(W64, t, waiting);
-    }
     /// A register that a cold piece may borrow: neither in `addr` nor in `busy`.
     pub(super) fn borrowed(&self, addr: Mem, busy: u16) -> Reg {
         let parts = [addr.base, addr.index].into_iter().filter(|&r| r != NOREG);
@@ -674,22 +629,15 @@ impl Gen {
         self.check(info.mmu_idx(), addr, Span::own(info.size(), info.access()), (i, t), miss);
         self.host_operand(addr, i, i)
     }
-    /// The addend's register says "not shared" from here on, if anybody asks.
-    fn zero_shared(&mut self, kind: ColdKind) {
-        if let ColdKind::Load { shared, .. } | ColdKind::Store { shared, .. } = kind {
-            self.end_shared(shared);
-        }
-    }
-    /// As [`Gen::zero_shared`]. Keeps EFLAGS.
+    /// The addend's register says "not shared" from here on, if anybody asks. Keeps EFLAGS.
     pub(super) fn end_shared(&mut self, shared: Shared) {
         if shared.wanted {
-            self.a.mov_i(shared.probe, 0);
+            self.a.mov_i(shared.addend, 0);
         }
     }
     /// Brings a loaded value from `m` into its register.
     fn cold_result(&mut self, info: AccessInfo, dst: Reg, aux: u8, how: How, m: Mem) {
         match how {
-            How::Pointer => self.a.load(W64, dst, m),
             How::Merge => self.a.load(info.width(), dst, m),
             How::Extend => {
                 self.extending_load(info.width(), aux, dst, Rm::M(m));
@@ -697,52 +645,70 @@ impl Gen {
         }
     }
 
-    /// Emits the cold part of a load, pointer or store.
-    pub(super) fn cold_access(&mut self, kind: ColdKind, back: Label) {
-        let (addr, tmp, info, snap, shared) = match kind {
-            ColdKind::Load { addr, tmp, info, snap, shared, .. }
-            | ColdKind::Store { addr, tmp, info, snap, shared, .. } => {
-                (addr, tmp, info, snap, shared)
+    /// Emits the cold part of a load or store (see [`super::probe`]).
+    pub(super) fn cold_access(&mut self, kind: ColdKind) {
+        let (addr, info, snap, shared) = match kind {
+            ColdKind::Load { addr, info, snap, shared, .. }
+            | ColdKind::Store { addr, info, snap, shared, .. } => {
+                (addr, AccessInfo(info), snap, shared)
             }
             _ => return,
         };
-        if shared.probe != NOREG {
-            self.cold_probe(kind, back);
-        }
-        self.access_args(addr, tmp, info);
-        let th = &self.inner.thunks;
-        let to = match kind {
-            ColdKind::Store { .. } => th.store,
-            ColdKind::Load { how: How::Pointer, .. } => th.ptr,
-            _ => th.load,
+        let i = shared.addend;
+        let Some(to) = self.inner.thunks.missed.at(i, info) else {
+            self.error.get_or_insert(crate::code::CompileError::TooLarge);
+            return;
         };
-        if let ColdKind::Store { value, .. } = kind {
-            // The bits above the operand are unspecified in the container.
-            let w = AccessInfo(info).width();
-            match value {
-                Opnd::I(imm) => {
-                    self.store_const(frame(ARGS + 16), imm as i64 as u64 & w.mask(), NOREG);
-                }
-                Opnd::R(r) if w == W64 => self.a.store(W64, frame(ARGS + 16), r),
-                Opnd::M(_) if w == W64 => {}
-                Opnd::R(_) | Opnd::M(_) => {
-                    let rm = match value {
-                        Opnd::R(r) => Rm::R(r),
-                        _ => Rm::M(frame(ARGS + 16)),
-                    };
-                    self.a.movzx(w, tmp, rm);
-                    self.a.store(W64, frame(ARGS + 16), tmp);
-                }
+        match kind {
+            ColdKind::Store { value: Opnd::I(imm), .. } => {
+                self.a.store_i(W64, frame(ARGS + 16), imm);
             }
+            ColdKind::Store { value: Opnd::R(r), .. } => {
+                self.a.store(W64, frame(ARGS + 16), r);
+            }
+            // A value that waits does so there.
+            _ => {}
+        }
+        match addr {
+            Mem { base, index: NOREG, disp: 0, .. } if base != NOREG => self.a.mov(i, base),
+            Mem { base: NOREG, index: NOREG, disp, .. } => {
+                self.a.mov_i(i, i64::from(disp) as u64);
+            }
+            m => self.a.lea(W64, i, m),
         }
         self.a.call_to(to);
         self.snaps.set_host(snap, self.a.pos());
-        self.reload_vectors();
-        self.zero_addends(shared.places);
-        self.zero_shared(kind);
-        if let ColdKind::Load { dst, aux, how, info, .. } = kind {
-            self.cold_result(AccessInfo(info), dst, aux, how, frame(RES));
+        let others = shared.places.without(i);
+        if self.x87 || self.live.vector != VecUse::None || !others.is_empty() {
+            let hit = self.a.label();
+            self.a.jcc(CC_AE, hit);
+            self.reload_vectors();
+            self.zero_addends(others);
+            self.a.bind(hit);
         }
+        if !shared.wanted {
+            return;
+        }
+        let host = self.host_operand(addr, i, i);
+        match kind {
+            ColdKind::Load { dst, aux, how, .. } => self.cold_result(info, dst, aux, how, host),
+            ColdKind::Store { value, tmp, .. } => {
+                self.store_operand(info.width(), host, value, tmp);
+            }
+            _ => {}
+        }
+        self.a.alu_r(Alu::Xor, W32, i, Rm::R(i));
+    }
+    /// Emits the cold part of a pointer.
+    pub(super) fn cold_pointer(&mut self, kind: ColdKind) {
+        let ColdKind::Ptr { addr, tmp, info, dst, snap, places } = kind else { return };
+        self.access_args(addr, tmp, info);
+        let to = self.inner.thunks.ptr;
+        self.a.call_to(to);
+        self.snaps.set_host(snap, self.a.pos());
+        self.reload_vectors();
+        self.zero_addends(places);
+        self.a.load(W64, dst, frame(RES));
     }
     /// Puts address and description of an access where the slow paths' thunks look for them.
     pub(super) fn access_args(&mut self, addr: Mem, tmp: Reg, info: u32) {

@@ -20,7 +20,7 @@
 //! `asm` emits; `frame` fixes roles; `thunks` are the shared ways in and out of Rust; `trap` turns
 //! SIGFPE into a leave; `alloc` knows where values are; `gen` walks a block and dispatches to
 //! `alu`, `shift`, `muldiv`, `flags`, `mem`, `native`, `call` and `exit`; `share` finds accesses that
-//! need only one TLB check.
+//! need only one TLB check; `probe` is that check, and what accesses that miss have in common.
 
 mod alloc;
 mod alu;
@@ -34,6 +34,7 @@ mod globals;
 mod mem;
 mod muldiv;
 mod native;
+mod probe;
 mod share;
 mod shift;
 mod thunks;
@@ -150,7 +151,7 @@ fn emit_thunks(shared: &Arc<Shared>) -> io::Result<Thunks> {
         pins: &shared.pins,
         writeback: writeback as *const () as usize,
         context: Arc::as_ptr(shared) as usize,
-        clear_uppers: shared.features.clear_uppers,
+        features: shared.features,
     };
     let arena = &shared.arena;
     let mut a = Asm::default();

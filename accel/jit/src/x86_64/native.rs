@@ -53,6 +53,7 @@ impl Gen {
         let size = (inst.aux >> 2).min(SIZE_80);
         let own = Span::own(access_bytes(size), inst.cond);
         let acc = self.reach(block.mmu_idx, m, role, own, i, t);
+        let back = self.a.label();
         if self.softmmu() {
             let shared = self.shared_piece(role, i, wanted);
             let kind = ColdKind::NativeMem {
@@ -66,7 +67,7 @@ impl Gen {
                 snap,
                 shared,
             };
-            self.push_cold(acc.entry, acc.back, kind);
+            self.push_cold(acc.entry, back, kind);
         } else {
             self.a.bind(acc.entry);
         }
@@ -79,7 +80,7 @@ impl Gen {
                 self.error.get_or_insert(CompileError::TooLarge);
             }
         }
-        self.a.bind(acc.back);
+        self.a.bind(back);
         self.define_addend(role, i);
         if has_dst {
             self.define_if_some(inst.dst, dst);
@@ -111,7 +112,7 @@ impl Gen {
             return;
         };
         let native = &block.natives[native as usize];
-        if shared.probe != NOREG {
+        if shared.member {
             // The access by itself. All registers are as the snapshot says when it traps.
             let info = AccessInfo(info);
             let busy = 1 << ptr | if dst == NOREG { 0 } else { 1 << dst };

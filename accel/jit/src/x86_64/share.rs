@@ -126,6 +126,16 @@ pub(super) struct Places {
     count: u32,
 }
 
+impl Places {
+    pub(super) fn is_empty(&self) -> bool {
+        self.regs == 0 && self.count == 0
+    }
+    /// But for register `r`.
+    pub(super) fn without(self, r: Reg) -> Places {
+        Places { regs: self.regs & !(1 << r), ..self }
+    }
+}
+
 impl Sharing {
     /// Finds the groups of `block`.
     pub(super) fn plan(&mut self, block: &Block) {

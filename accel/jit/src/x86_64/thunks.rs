@@ -6,8 +6,10 @@
 //! to `Env` (with the host's MXCSR back in force); on the way in the registers come back, and
 //! vector state stays in `Env` until a block wants it.
 
+use super::Features;
 use super::asm::*;
 use super::frame::*;
+use super::probe::{Missed, NESTED};
 use crate::code::ExitRef;
 use crate::target::*;
 
@@ -23,9 +25,9 @@ pub(super) struct Thunks {
     pub request: u64,
     /// Leaves with LEAVE_CHAIN; entered by CALL; behind that lie the pc and the exit reference.
     pub chain: u64,
+    /// Loads and stores that missed the TLB in line.
+    pub missed: Missed,
     /// Slow paths: arguments in `ARGS`, result in `RES`; entered by CALL.
-    pub load: u64,
-    pub store: u64,
     pub ptr: u64,
     pub ptr_end: u64,
     /// Entered by JMP, guest pc and exit reference in `ARGS`.
@@ -50,6 +52,8 @@ pub(super) struct Thunks {
 /// How a call thunk treats the guest's registers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct CallKind {
+    /// Bytes between the return address and the one that the snapshot is found by.
+    nested: i32,
     /// All registers are saved and reloaded; else only those that the callee may change.
     full: bool,
     /// The callee may raise a guest fault.
@@ -64,13 +68,13 @@ pub(super) struct Input<'a> {
     pub writeback: usize,
     /// Third argument of `writeback`.
     pub context: usize,
-    /// Upper parts of vector registers are better left clear than loaded with zeros.
-    pub clear_uppers: bool,
+    pub features: Features,
 }
 
-struct Builder<'a> {
-    a: &'a mut Asm,
-    t: &'a Target,
+/// The thunks under construction.
+pub(super) struct Builder<'a> {
+    pub(super) a: &'a mut Asm,
+    pub(super) t: &'a Target,
     pins: &'a Pins,
     writeback: usize,
     context: usize,
@@ -89,7 +93,7 @@ pub(super) fn build(a: &mut Asm, input: &Input) -> Thunks {
         pins: input.pins,
         writeback: input.writeback,
         context: input.context,
-        clear_uppers: input.clear_uppers && input.target.vec != VecState::Xmm,
+        clear_uppers: input.features.clear_uppers && input.target.vec != VecState::Xmm,
         vec_save,
         leave,
         leave_saved,
@@ -105,12 +109,17 @@ pub(super) fn build(a: &mut Asm, input: &Input) -> Thunks {
     (out.lookup, out.page) = b.lookup();
     out.trap = b.trap();
     let kinds = [(false, false), (false, true), (true, false), (true, true)]
-        .map(|(full, fault)| CallKind { full, fault });
+        .map(|(full, fault)| CallKind { nested: 0, full, fault });
     let common = kinds.map(|k| b.call(k));
+    let access = b.call(CallKind { nested: NESTED, full: true, fault: true });
     let full_fault = common[3];
     let rt = &input.target.runtime;
-    out.load = b.stub(rt.load, full_fault);
-    out.store = b.stub(rt.store, full_fault);
+    let [load, store] = [rt.load, rt.store].map(|function| {
+        let l = b.a.here();
+        b.stub(function, access);
+        l
+    });
+    out.missed = b.missed(input.features, load, store);
     out.ptr = b.stub(rt.ptr, full_fault);
     out.ptr_end = b.stub(rt.ptr_end, full_fault);
     out.x87_image = b.stub(rt.x87_image, common[0]);
@@ -390,50 +399,50 @@ impl Builder<'_> {
     }
     /// The common part: function in RAX, the old RAX at RSP, the return address above it.
     fn call(&mut self, kind: CallKind) -> Label {
-        const BIAS: i32 = 16;
         let l = self.a.here();
+        let bias = 16 + kind.nested;
         let mask = if kind.full { !0 } else { CALLER_SAVED };
-        self.save_pins(mask & !(1 << RAX), BIAS);
-        self.move_scratch(mask & !(1 << RAX), BIAS, true);
+        self.save_pins(mask & !(1 << RAX), bias);
+        self.move_scratch(mask & !(1 << RAX), bias, true);
         // RCX is saved (or free) by now.
         self.a.load(W64, RCX, Mem::new(RSP, 0));
         let rax_home = match self.pins.list.iter().find(|p| p.0 == RAX) {
-            Some(&(_, off)) => self.env(off, BIAS),
-            None => Mem::new(RSP, SAVE + BIAS),
+            Some(&(_, off)) => self.env(off, bias),
+            None => Mem::new(RSP, SAVE + bias),
         };
         self.a.store(W64, rax_home, RCX);
         let no_vec = self.a.label();
-        self.a.alu_i(Alu::Cmp, W16, self.env(self.t.env.vec_live, BIAS), 0);
+        self.a.alu_i(Alu::Cmp, W16, self.env(self.t.env.vec_live, bias), 0);
         self.a.jcc(CC_E, no_vec);
         self.a.mov(RCX, RAX);
-        self.a.lea(W64, RAX, self.env(0, BIAS));
+        self.a.lea(W64, RAX, self.env(0, bias));
         self.a.call(self.vec_save);
         self.a.mov(RAX, RCX);
         self.a.bind(no_vec);
-        self.a.lea(W64, RDI, self.env(0, BIAS));
+        self.a.lea(W64, RDI, self.env(0, bias));
         for (i, r) in [RSI, RDX, RCX, R8].into_iter().enumerate() {
-            self.a.load(W64, r, Mem::new(RSP, ARGS + 8 * i as i32 + BIAS));
+            self.a.load(W64, r, Mem::new(RSP, ARGS + 8 * i as i32 + bias));
         }
         self.a.call_rm(Rm::R(RAX));
-        self.a.store(W64, Mem::new(RSP, RES + BIAS), RAX);
+        self.a.store(W64, Mem::new(RSP, RES + bias), RAX);
         let faulted = self.a.label();
         if kind.fault {
-            self.a.alu_i(Alu::Cmp, W32, self.env(self.t.env.fault, BIAS), 0);
+            self.a.alu_i(Alu::Cmp, W32, self.env(self.t.env.fault, bias), 0);
             self.a.jcc(CC_NE, faulted);
         }
-        self.load_pins(mask, BIAS);
-        self.move_scratch(mask, BIAS, false);
+        self.load_pins(mask, bias);
+        self.move_scratch(mask, bias, false);
         self.a.lea(W64, RSP, Mem::new(RSP, 8));
         self.a.ret();
         if kind.fault {
             self.a.bind(faulted);
             if !kind.full {
-                self.save_pins(!CALLER_SAVED, BIAS);
-                self.move_scratch(!CALLER_SAVED, BIAS, true);
+                self.save_pins(!CALLER_SAVED, bias);
+                self.move_scratch(!CALLER_SAVED, bias, true);
             }
-            self.a.load(W64, RSI, Mem::new(RSP, 8));
-            self.call_writeback(BIAS);
-            self.a.lea(W64, RSP, Mem::new(RSP, BIAS));
+            self.a.load(W64, RSI, Mem::new(RSP, bias - 8));
+            self.call_writeback(bias);
+            self.a.lea(W64, RSP, Mem::new(RSP, bias));
             self.a.store_i(W32, frame(RES), LEAVE_FAULT as i32);
             self.a.jmp(self.leave_saved);
         }
