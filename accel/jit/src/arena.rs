@@ -205,6 +205,11 @@ impl Arena {
         cursor.pos = (start + code.len()).next_multiple_of(16).min(cursor.end);
         self.used.fetch_add(cursor.pos - start, Ordering::Relaxed);
         let mut meta = lock(&self.meta[start / CHUNK]);
+        if meta.blocks.capacity() == 0 {
+            // What a chunk holds of blocks of common size.
+            meta.blocks.reserve_exact(CHUNK >> 9);
+            meta.words.reserve_exact(CHUNK >> 5);
+        }
         let words = meta.words.len() as u32;
         meta.words.extend_from_slice(snapshots);
         meta.blocks.push(BlockMeta {

@@ -4,7 +4,7 @@
 //! `dead`; a dead instruction has no effect and no used result, or is a `Put` that is overwritten
 //! before anything can observe it; a value's `hint` names the global its first `Put` goes to, and
 //! nothing between definition and that `Put` can observe the global's old content through a fault,
-//! an exit, a call or a `Get`; a global that is `unseen` at an instruction is neither observed nor
+//! an exit, a call or a `Get`; a value with a `merge` is defined behind what it is inserted into; a global that is `unseen` at an instruction is neither observed nor
 //! written by it, and written before anything observes it (or nobody ever does).
 
 use crate::ir::{Block, Encoding, Inst, Native, NativeReg, Op, Slot, Val, Width, effect};
@@ -67,6 +67,8 @@ pub(crate) struct Liveness {
     pub dead: Vec<bool>,
     /// By instruction: those of the first 64 globals whose content is of no use to anybody there.
     pub unseen: Vec<u64>,
+    /// By value, in words of 64: the walk has been at its definition.
+    defined: Vec<u64>,
     /// How much vector state the block's pass-through instructions use.
     pub vector: VecUse,
     /// By global: the value of the next `Put` in program order, and the epoch it was seen in.
@@ -95,6 +97,8 @@ impl Liveness {
     pub(crate) fn run(&mut self, target: &Target, block: &Block) {
         self.vals.clear();
         self.vals.resize(block.nvals.into(), Future::UNUSED);
+        self.defined.clear();
+        self.defined.resize((block.nvals as usize).div_ceil(64), 0);
         self.dead.clear();
         self.dead.resize(block.insts.len(), false);
         self.unseen.clear();
@@ -128,6 +132,7 @@ impl Liveness {
         }
         for v in [inst.dst, inst.dst2] {
             if v.is_some() {
+                self.defined[v.index() / 64] |= 1 << (v.index() % 64);
                 self.settle(block, v, walk.epoch);
             }
         }
@@ -192,11 +197,16 @@ impl Liveness {
             return;
         }
         let (pending, at) = self.pending[f.hint as usize];
-        let wanted = match f.merge {
-            NO_INST => v,
-            deposit => block.insts[deposit as usize].dst,
+        let (wanted, late) = match f.merge {
+            NO_INST => (v, false),
+            deposit => {
+                // What it is inserted into may be defined only later.
+                let inst = &block.insts[deposit as usize];
+                let into = inst.ins[0].index();
+                (inst.dst, self.defined[into / 64] >> (into % 64) & 1 != 0)
+            }
         };
-        if at != epoch || pending != wanted {
+        if at != epoch || pending != wanted || late {
             (f.hint, f.merge) = (NONE, NO_INST);
         }
     }

@@ -266,13 +266,13 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn run(paths: &[String], stages: &[(Stage, &str)]) -> Result<(), String> {
+fn run(paths: &[String], stages: &[(Stage, &str)], runs: usize) -> Result<(), String> {
     let texts = paths.iter().map(|p| Text::load(p)).collect::<Result<Vec<_>, _>>()?;
     let found: Vec<_> = texts.iter().map(find_blocks).collect();
     let mut times = vec![vec![Vec::new(); texts.len()]; stages.len()];
     let mut code = vec![0; texts.len()];
     // Stages and files in turn, so that what else the machine does slows all of them.
-    for _ in 0..RUNS {
+    for _ in 0..runs {
         for (s, (stage, _)) in stages.iter().enumerate() {
             for (t, (text, (blocks, _))) in texts.iter().zip(&found).enumerate() {
                 let (seconds, bytes) = measure(text, blocks, *stage);
@@ -305,12 +305,13 @@ fn main() {
     // Cargo says --bench.
     let (options, paths): (Vec<_>, Vec<_>) =
         std::env::args().skip(1).partition(|a| a.starts_with('-'));
-    // For a profiler.
+    // For profilers, quick and slow ones.
     let whole = options.iter().any(|o| o == "--whole");
+    let runs = if options.iter().any(|o| o == "--once") { 1 } else { RUNS };
     let stages = if whole { &STAGES[3..] } else { &STAGES };
     if paths.is_empty() {
         println!("nothing measured: no files given");
-    } else if let Err(e) = run(&paths, stages) {
+    } else if let Err(e) = run(&paths, stages, runs) {
         eprintln!("{e}");
         std::process::exit(1);
     }

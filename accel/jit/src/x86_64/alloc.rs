@@ -192,7 +192,7 @@ impl Gen {
     }
     /// A scratch register whose content nobody needs; a lent pin only if there is no other.
     fn free_scratch(&self) -> Option<Reg> {
-        let own = self.inner.shared.pins.scratch;
+        let own = self.own_scratch;
         self.free_among(self.scratch & own).or_else(|| self.free_among(self.scratch & !own))
     }
     fn free_among(&self, set: u16) -> Option<Reg> {
@@ -211,12 +211,12 @@ impl Gen {
     /// A scratch register, neither locked nor in `held`, whose content nobody needs; or NOREG. No lent
     /// pin: the instruction at hand may have a fixed use for that register.
     pub(super) fn spare(&mut self, held: u16) -> Reg {
-        let r = self.free_among(self.inner.shared.pins.scratch & !held);
+        let r = self.free_among(self.own_scratch & !held);
         r.inspect(|&r| self.forget(r)).unwrap_or(NOREG)
     }
     fn evict_one(&mut self) -> Reg {
         // What is in a lent pin is most often on its way into that global.
-        let own = self.inner.shared.pins.scratch & !self.locked;
+        let own = self.own_scratch & !self.locked;
         let candidates = if own != 0 { own } else { self.scratch & !self.locked };
         let mut pick = NOREG;
         for r in regs(candidates) {

@@ -126,6 +126,25 @@ fn rxb(reg: u8, rm: Rm) -> u8 {
     }
 }
 
+/// The first bytes of an instruction, all that come before the displacement: eight at most.
+#[derive(Clone, Copy, Default)]
+struct Head {
+    bytes: u64,
+    bits: u32,
+}
+
+impl Head {
+    #[inline]
+    fn add(&mut self, byte: u8) {
+        self.bytes |= u64::from(byte) << self.bits;
+        self.bits += 8;
+    }
+    #[inline]
+    fn len(&self) -> usize {
+        self.bits as usize / 8
+    }
+}
+
 impl Default for Asm {
     fn default() -> Asm {
         Asm {
@@ -140,6 +159,13 @@ impl Default for Asm {
 }
 
 impl Asm {
+    /// The low `n` bytes of `v`, of eight at most, in one store.
+    #[inline]
+    fn put(&mut self, v: u64, n: usize) {
+        let at = self.pos & MASK;
+        self.buf[at..at + 8].copy_from_slice(&v.to_le_bytes());
+        self.pos += n;
+    }
     #[inline]
     fn b(&mut self, byte: u8) {
         self.buf[self.pos & MASK] = byte;
@@ -151,45 +177,39 @@ impl Asm {
         self.buf[at..at + 4].copy_from_slice(&v.to_le_bytes());
         self.pos += 4;
     }
+    /// The bytes in `head`, then ModRM, SIB, displacement.
     #[inline]
-    fn q(&mut self, v: u64) {
-        let at = self.pos & MASK;
-        self.buf[at..at + 8].copy_from_slice(&v.to_le_bytes());
-        self.pos += 8;
-    }
-    /// ModRM, SIB, displacement.
-    #[inline]
-    fn modrm(&mut self, reg: u8, rm: Rm) {
+    fn modrm(&mut self, mut head: Head, reg: u8, rm: Rm) {
         let reg = (reg & 7) << 3;
-        match rm {
-            Rm::R(r) => self.b(0xc0 | reg | r & 7),
-            Rm::M(m) if m.base == NOREG => {
-                let index = if m.index == NOREG { 4 } else { m.index & 7 };
-                self.b(reg | 4);
-                self.b(m.scale << 6 | index << 3 | 5);
-                self.d(m.disp as u32);
+        let m = match rm {
+            Rm::R(r) => {
+                head.add(0xc0 | reg | r & 7);
+                return self.put(head.bytes, head.len());
             }
-            Rm::M(m) => {
-                let disp8 = m.disp as i8 as i32 == m.disp;
-                let mode = match m.disp {
-                    0 if m.base & 7 != 5 => 0,
-                    _ if disp8 => 0x40,
-                    _ => 0x80,
-                };
-                if m.index != NOREG || m.base & 7 == 4 {
-                    let index = if m.index == NOREG { 4 } else { m.index & 7 };
-                    self.b(mode | reg | 4);
-                    self.b(m.scale << 6 | index << 3 | m.base & 7);
-                } else {
-                    self.b(mode | reg | m.base & 7);
-                }
-                match mode {
-                    0 => {}
-                    0x40 => self.b(m.disp as u8),
-                    _ => self.d(m.disp as u32),
-                }
+            Rm::M(m) => m,
+        };
+        let index = if m.index == NOREG { 4 } else { m.index & 7 };
+        let sib = m.scale << 6 | index << 3;
+        let disp = if m.base == NOREG {
+            head.add(reg | 4);
+            head.add(sib | 5);
+            4
+        } else {
+            let (mode, disp) = match m.disp {
+                0 if m.base & 7 != 5 => (0, 0),
+                d if d as i8 as i32 == d => (0x40, 1),
+                _ => (0x80, 4),
+            };
+            if m.index != NOREG || m.base & 7 == 4 {
+                head.add(mode | reg | 4);
+                head.add(sib | m.base & 7);
+            } else {
+                head.add(mode | reg | m.base & 7);
             }
-        }
+            disp
+        };
+        self.put(head.bytes, head.len());
+        self.put(u64::from(m.disp as u32), disp);
     }
 
     /// Starts a new piece of code at address `base`.
@@ -257,26 +277,32 @@ impl Asm {
         self.buf[at..at + 4].copy_from_slice(&v.to_le_bytes());
     }
     /// Raw bytes.
+    #[inline]
     pub(super) fn raw(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&b| self.b(b));
+        for piece in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..piece.len()].copy_from_slice(piece);
+            self.put(u64::from_le_bytes(word), piece.len());
+        }
     }
     /// Pads with multi-byte NOPs until `(pos + bias) % align == 0` (`align` a power of two).
     pub(super) fn align(&mut self, align: u32, bias: u32) {
-        const NOPS: [&[u8]; 8] = [
-            &[0x90],
-            &[0x66, 0x90],
-            &[0x0f, 0x1f, 0x00],
-            &[0x0f, 0x1f, 0x40, 0],
-            &[0x0f, 0x1f, 0x44, 0, 0],
-            &[0x66, 0x0f, 0x1f, 0x44, 0, 0],
-            &[0x0f, 0x1f, 0x80, 0, 0, 0, 0],
-            &[0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0],
+        const NOPS: [u64; 9] = [
+            0,
+            0x90,
+            0x9066,
+            0x00_1f0f,
+            0x0040_1f0f,
+            0x00_0044_1f0f,
+            0x0000_441f_0f66,
+            0x00_0000_0080_1f0f,
+            0x0000_0000_0084_1f0f,
         ];
         let mut n = (align - (self.pos() + bias) % align) % align;
         while n > 0 {
-            let k = n.min(8);
-            self.raw(NOPS[k as usize - 1]);
-            n -= k;
+            let k = n.min(8) as usize;
+            self.put(NOPS[k], k);
+            n -= k as u32;
         }
     }
 
@@ -290,7 +316,6 @@ impl Asm {
     }
 
     /// An instruction with ModRM: `prefix` 0/66/F2/F3, map 0/1/2/3 (none, 0F, 0F38, 0F3A).
-    #[inline]
     fn modrm_op(
         &mut self,
         prefix: u8,
@@ -301,27 +326,22 @@ impl Asm {
         reg: u8,
         rm: Rm,
     ) {
+        let mut head = Head::default();
         if prefix != 0 {
-            self.b(prefix);
+            head.add(prefix);
         }
         let rex = (rexw as u8) << 3 | rxb(reg, rm);
         if rex != 0 || force_rex {
-            self.b(0x40 | rex);
+            head.add(0x40 | rex);
         }
-        match map {
-            0 => {}
-            1 => self.b(0x0f),
-            2 => {
-                self.b(0x0f);
-                self.b(0x38);
-            }
-            _ => {
-                self.b(0x0f);
-                self.b(0x3a);
-            }
+        if map != 0 {
+            head.add(0x0f);
         }
-        self.b(op);
-        self.modrm(reg, rm);
+        if map > 1 {
+            head.add(if map == 2 { 0x38 } else { 0x3a });
+        }
+        head.add(op);
+        self.modrm(head, reg, rm);
     }
     /// A general instruction whose opcode bit 0 distinguishes byte from word/dword/qword operands.
     /// `reg_is_gpr` says that the ModRM.reg field is a register of width `w`, not an extension.
@@ -340,14 +360,7 @@ impl Asm {
     }
     #[inline]
     fn imm(&mut self, w: Width, imm: i32) {
-        match w {
-            Width::W8 => self.b(imm as u8),
-            Width::W16 => {
-                self.b(imm as u8);
-                self.b((imm >> 8) as u8);
-            }
-            _ => self.d(imm as u32),
-        }
+        self.put(u64::from(imm as u32), (w.bytes() as usize).min(4));
     }
 
     /// `op reg, rm`.
@@ -407,17 +420,17 @@ impl Asm {
     /// Shortest `mov reg, imm` that leaves the flags alone.
     pub(super) fn mov_i(&mut self, reg: Reg, imm: u64) {
         if imm <= u32::MAX as u64 {
+            let mut head = Head::default();
             if reg >= 8 {
-                self.b(0x41);
+                head.add(0x41);
             }
-            self.b(0xb8 | reg & 7);
-            self.d(imm as u32);
+            head.add(0xb8 | reg & 7);
+            self.put(head.bytes | imm << head.bits, head.len() + 4);
         } else if imm as i32 as i64 as u64 == imm {
             self.store_i(Width::W64, Rm::R(reg), imm as i32);
         } else {
-            self.b(0x48 | reg >> 3);
-            self.b(0xb8 | reg & 7);
-            self.q(imm);
+            self.put(u64::from(0x48 | reg >> 3) | u64::from(0xb8 | reg & 7) << 8, 2);
+            self.put(imm, 8);
         }
     }
     /// Zero-extending move from the low `w` bits.
@@ -635,20 +648,22 @@ impl Asm {
     pub(super) fn call_rm(&mut self, rm: impl Into<Rm>) {
         self.modrm_op(0, false, false, 0, 0xff, 2, rm.into());
     }
-    fn rel_label(&mut self, l: Label) {
-        self.fixups.push((self.pos(), l.0));
-        self.raw(&[0; 4]);
+    /// A 32-bit displacement to a label behind the opcode `op` of `n` bytes.
+    #[inline]
+    fn rel_label(&mut self, op: u64, n: usize, l: Label) {
+        self.put(op, n + 4);
+        self.fixups.push((self.pos() - 4, l.0));
     }
-    fn rel_outside(&mut self, to: u64) {
-        let at = self.pos();
-        self.outside.push(at);
-        let next = self.base + at as u64 + 4;
-        self.raw(&(to.wrapping_sub(next) as u32).to_le_bytes());
+    /// A 32-bit displacement to an address outside the buffer behind the opcode `op`.
+    #[inline]
+    fn rel_outside(&mut self, op: u8, to: u64) {
+        let next = self.addr() + 5;
+        self.put(u64::from(op) | u64::from(to.wrapping_sub(next) as u32) << 8, 5);
+        self.outside.push(self.pos() - 4);
     }
     /// `jcc label`.
     pub(super) fn jcc(&mut self, cc: u8, l: Label) {
-        self.raw(&[0x0f, 0x80 | cc]);
-        self.rel_label(l);
+        self.rel_label(0x0f | u64::from(0x80 | cc) << 8, 2, l);
     }
     /// `jcc` to a label that is bound already; short if it can be.
     pub(super) fn jcc_back(&mut self, cc: u8, l: Label) {
@@ -660,27 +675,23 @@ impl Asm {
     }
     /// Eight bytes of data.
     pub(super) fn data64(&mut self, v: u64) {
-        self.q(v);
+        self.put(v, 8);
     }
     /// `jmp label`.
     pub(super) fn jmp(&mut self, l: Label) {
-        self.raw(&[0xe9]);
-        self.rel_label(l);
+        self.rel_label(0xe9, 1, l);
     }
     /// `jmp` to an address outside the buffer.
     pub(super) fn jmp_to(&mut self, to: u64) {
-        self.raw(&[0xe9]);
-        self.rel_outside(to);
+        self.rel_outside(0xe9, to);
     }
     /// `call` an address outside the buffer.
     pub(super) fn call_to(&mut self, to: u64) {
-        self.raw(&[0xe8]);
-        self.rel_outside(to);
+        self.rel_outside(0xe8, to);
     }
     /// `call label`.
     pub(super) fn call(&mut self, l: Label) {
-        self.raw(&[0xe8]);
-        self.rel_label(l);
+        self.rel_label(0xe8, 1, l);
     }
 }
 
@@ -688,11 +699,12 @@ impl Asm {
 impl Asm {
     fn vex(&mut self, map: u8, pp: u8, w: bool, op: u8, reg: u8, vvvv: u8, rm: Rm, l: u8) {
         let rxb = rxb(reg, rm);
-        self.b(0xc4);
-        self.b((!rxb & 7) << 5 | map);
-        self.b((w as u8) << 7 | (!vvvv & 15) << 3 | l << 2 | pp);
-        self.b(op);
-        self.modrm(reg, rm);
+        let mut head = Head::default();
+        head.add(0xc4);
+        head.add((!rxb & 7) << 5 | map);
+        head.add((w as u8) << 7 | (!vvvv & 15) << 3 | l << 2 | pp);
+        head.add(op);
+        self.modrm(head, reg, rm);
     }
     /// `rorx reg, rm, n` (BMI2; flags untouched).
     pub(super) fn rorx(&mut self, w: Width, reg: Reg, rm: impl Into<Rm>, n: u8) {

@@ -108,6 +108,8 @@ pub(super) struct Gen {
     pub pin_reg: [Reg; 256],
     /// Registers that need not hold a global at the instruction at hand.
     pub scratch: u16,
+    /// Registers that hold no global.
+    pub own_scratch: u16,
     /// The pinned ones among the first 64 globals.
     pinned: u64,
     /// By register: offset from `Env` of the word where thunks keep it.
@@ -167,6 +169,7 @@ impl Gen {
             verifier: Verifier::default(),
             pin_reg,
             scratch,
+            own_scratch: scratch,
             pinned,
             saved,
             vals: Vec::new(),
@@ -193,11 +196,15 @@ impl Gen {
     }
 
     fn start(&mut self, block: &Block, tag: u64) {
-        let uses = self.live.vals.iter().map(|f| f.uses);
-        self.vals.clear();
-        self.vals.extend(uses.zip(0..).map(|(u, i)| VState::new(i, u)));
+        // States are left over from other blocks until their values are defined.
+        let n = block.nvals as usize + self.sharing.uses().len();
+        if self.vals.len() < n {
+            self.vals.resize(n, VState::new(0, 0));
+        }
         // Behind the block's own values come the addends of groups.
-        self.vals.extend(self.sharing.uses().zip(block.nvals..).map(|(u, i)| VState::new(i, u)));
+        for (uses, i) in self.sharing.uses().zip(block.nvals..) {
+            self.vals[i as usize] = VState::new(i, uses);
+        }
         self.reg_val = [NOVAL; 16];
         self.locked = 0;
         self.slots = [0; NSPILL.div_ceil(64)];
@@ -306,18 +313,26 @@ impl Gen {
             }
             self.lend_pins(unseen, inst);
             self.at = i;
+            for v in [inst.dst, inst.dst2, inst.fl] {
+                self.begin(v);
+            }
             self.merge = self.find_merge(block, inst);
             self.inst(block, inst);
         }
-        self.scratch = self.inner.shared.pins.scratch;
+        self.scratch = self.own_scratch;
+    }
+    /// Value `v` is about to be defined.
+    fn begin(&mut self, v: Val) {
+        if let Some(future) = self.live.vals.get(v.index()) {
+            self.vals[v.index()] = VState::new(v.0, future.uses);
+        }
     }
 
     /// Makes the pins of the globals `unseen`, whose content is of no use, scratch registers as well
     /// for `inst`. Not those that its results go to: their place must not serve something else in
     /// between.
     fn lend_pins(&mut self, unseen: u64, inst: &Inst) {
-        let pins = &self.inner.shared.pins;
-        self.scratch = pins.scratch;
+        self.scratch = self.own_scratch;
         let mut unseen = unseen & self.pinned;
         if unseen == 0 {
             return;
@@ -328,14 +343,14 @@ impl Gen {
                 unseen &= !(1 << hint);
             }
         }
-        for (r, &g) in pins.global.iter().enumerate() {
-            if g < 64 && unseen >> g & 1 != 0 {
-                self.scratch |= 1 << r;
-            }
+        while unseen != 0 {
+            let g = unseen.trailing_zeros();
+            self.scratch |= 1 << self.pin_reg[g as usize];
+            unseen &= unseen - 1;
         }
     }
 
-    fn find_merge(&self, block: &Block, inst: &Inst) -> Option<Merge> {
+    fn find_merge(&mut self, block: &Block, inst: &Inst) -> Option<Merge> {
         let at = self.live.vals.get(inst.dst.index())?.merge;
         if at == NO_INST {
             return None;
@@ -343,10 +358,11 @@ impl Gen {
         let deposit = &block.insts[at as usize];
         // The widths agree but for SETcc, whose result fits a byte.
         let fits = if inst.op == Op::SetCc { deposit.w == W8 } else { deposit.w == inst.w };
-        // What it is inserted into may be defined only later.
-        let into = &self.vals[self.rep(deposit.ins[0]) as usize];
-        let defined = into.reg != NOREG || into.konst || into.mem != NOMEM;
-        (fits && defined).then_some(Merge { into: deposit.ins[0], dst: deposit.dst, at })
+        if !fits {
+            return None;
+        }
+        self.begin(deposit.dst);
+        Some(Merge { into: deposit.ins[0], dst: deposit.dst, at })
     }
     /// The instruction at hand has put the result of the insertion into `r`. Its own result `v` is
     /// the low part of that.

@@ -248,7 +248,7 @@ impl Sharing {
     }
 
     /// Uses of each group's value behind its definition, in the order of the values.
-    pub(super) fn uses(&self) -> impl Iterator<Item = u16> + '_ {
+    pub(super) fn uses(&self) -> impl ExactSizeIterator<Item = u16> + '_ {
         self.groups.iter().map(|g| g.members - 1)
     }
 }
