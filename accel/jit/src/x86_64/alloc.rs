@@ -177,7 +177,17 @@ impl Gen {
             || self.other_reg(v, r).is_some()
     }
     fn other_reg(&self, v: u16, r: Reg) -> Option<Reg> {
-        regs(!(1 << r | 1 << RSP)).find(|&o| self.reg_val[o as usize] == v)
+        let others = self.holders(v) & !(1 << r | 1 << RSP);
+        (others != 0).then(|| others.trailing_zeros() as Reg)
+    }
+    /// The registers that hold `v`.
+    #[inline]
+    pub(super) fn holders(&self, v: u16) -> u16 {
+        let mut set = 0;
+        for (r, &held) in self.reg_val.iter().enumerate() {
+            set |= u16::from(held == v) << r;
+        }
+        set
     }
 
     /// A scratch register that may be overwritten, locked. Spills if it must.

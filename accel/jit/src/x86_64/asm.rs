@@ -178,7 +178,6 @@ impl Asm {
         self.pos += 4;
     }
     /// The bytes in `head`, then ModRM, SIB, displacement.
-    #[inline]
     fn modrm(&mut self, mut head: Head, reg: u8, rm: Rm) {
         let reg = (reg & 7) << 3;
         let m = match rm {
@@ -188,28 +187,55 @@ impl Asm {
             }
             Rm::M(m) => m,
         };
-        let index = if m.index == NOREG { 4 } else { m.index & 7 };
-        let sib = m.scale << 6 | index << 3;
-        let disp = if m.base == NOREG {
-            head.add(reg | 4);
-            head.add(sib | 5);
-            4
-        } else {
-            let (mode, disp) = match m.disp {
-                0 if m.base & 7 != 5 => (0, 0),
-                d if d as i8 as i32 == d => (0x40, 1),
-                _ => (0x80, 4),
-            };
-            if m.index != NOREG || m.base & 7 == 4 {
-                head.add(mode | reg | 4);
-                head.add(sib | m.base & 7);
-            } else {
-                head.add(mode | reg | m.base & 7);
-            }
-            disp
-        };
         self.put(head.bytes, head.len());
-        self.put(u64::from(m.disp as u32), disp);
+        // No index is index 4.
+        let sib = m.scale << 6 | (if m.index == NOREG { 4 } else { m.index & 7 }) << 3;
+        let disp = u64::from(m.disp as u32);
+        if m.base == NOREG {
+            return self.put(u64::from(reg | 4) | u64::from(sib | 5) << 8 | disp << 16, 6);
+        }
+        let base = m.base & 7;
+        let (mode, n) = if m.disp as i8 as i32 != m.disp {
+            (0x80, 4)
+        } else if m.disp != 0 || base == 5 {
+            (0x40, 1)
+        } else {
+            (0, 0)
+        };
+        if m.index != NOREG || base == 4 {
+            let form = u64::from(mode | reg | 4) | u64::from(sib | base) << 8;
+            self.put(form | disp << 16, 2 + n);
+        } else {
+            self.put(u64::from(mode | reg | base) | disp << 8, 1 + n);
+        }
+    }
+    /// `op reg, [rsp + index * 8 + disp]` (or the other way round) of 64 bits with a one-byte opcode.
+    #[inline]
+    fn stack_op(&mut self, op: u8, reg: Reg, index: Reg, disp: i32) {
+        let rex = 0x48 | reg >> 3 << 2 | index >> 3 << 1;
+        let sib = 0xc4 | (index & 7) << 3;
+        let head = u32::from_le_bytes([rex, op, 0x84 | (reg & 7) << 3, sib]);
+        self.put(u64::from(head) | u64::from(disp as u32) << 32, 8);
+    }
+    /// `cmp reg, [rsp + index * 8 + disp]`.
+    pub(super) fn cmp_stack(&mut self, reg: Reg, index: Reg, disp: i32) {
+        self.stack_op(0x3b, reg, index, disp);
+    }
+    /// `mov reg, [rsp + index * 8 + disp]`.
+    pub(super) fn load_stack(&mut self, reg: Reg, index: Reg, disp: i32) {
+        self.stack_op(0x8b, reg, index, disp);
+    }
+    /// `and reg, imm` of 64 bits.
+    pub(super) fn and_imm32(&mut self, reg: Reg, imm: i32) {
+        let head = u32::from_le_bytes([0x48 | reg >> 3, 0x81, 0xe0 | reg & 7, 0]);
+        self.put(u64::from(head) | u64::from(imm as u32) << 24, 7);
+    }
+    /// `pext reg, a, [rsp + disp]` of 64 bits.
+    pub(super) fn pext_stack(&mut self, reg: Reg, a: Reg, disp: i32) {
+        let r = (!reg >> 3 & 1) << 7;
+        let head = [0xc4, r | 0x62, 0x82 | (!a & 15) << 3, 0xf5, 0x84 | (reg & 7) << 3, 0x24, 0, 0];
+        self.put(u64::from_le_bytes(head), 6);
+        self.put(u64::from(disp as u32), 4);
     }
 
     /// Starts a new piece of code at address `base`.
@@ -401,16 +427,36 @@ impl Asm {
     /// `mov reg, reg` of 64 bits (nothing if they are the same).
     pub(super) fn mov(&mut self, dst: Reg, src: Reg) {
         if dst != src {
-            self.load(Width::W64, dst, Rm::R(src));
+            let rex = 0x48 | dst >> 3 << 2 | src >> 3;
+            let bytes = u32::from_le_bytes([rex, 0x8b, 0xc0 | (dst & 7) << 3 | src & 7, 0]);
+            self.put(bytes.into(), 3);
         }
     }
     /// `mov reg, rm` at width `w` (W8 and W16 merge into `reg`).
     pub(super) fn load(&mut self, w: Width, reg: Reg, rm: impl Into<Rm>) {
-        self.sized(w, 0, 0x8b, reg, true, rm.into());
+        match rm.into() {
+            Rm::M(Mem { base: RSP, index: NOREG, disp, .. }) if w == Width::W64 => {
+                self.stack_word(0x8b, reg, disp);
+            }
+            rm => self.sized(w, 0, 0x8b, reg, true, rm),
+        }
+    }
+    /// `mov reg, [rsp + disp]` (8B) or the other way round (89), of 64 bits.
+    #[inline]
+    fn stack_word(&mut self, op: u8, reg: Reg, disp: i32) {
+        let (mode, n) = if disp as i8 as i32 == disp { (0x44, 5) } else { (0x84, 8) };
+        let head = [0x48 | reg >> 3 << 2, op, mode | (reg & 7) << 3, 0x24];
+        let head = u64::from(u32::from_le_bytes(head));
+        self.put(head | u64::from(disp as u32) << 32, n);
     }
     /// `mov rm, reg` at width `w`.
     pub(super) fn store(&mut self, w: Width, rm: impl Into<Rm>, reg: Reg) {
-        self.sized(w, 0, 0x89, reg, true, rm.into());
+        match rm.into() {
+            Rm::M(Mem { base: RSP, index: NOREG, disp, .. }) if w == Width::W64 => {
+                self.stack_word(0x89, reg, disp);
+            }
+            rm => self.sized(w, 0, 0x89, reg, true, rm),
+        }
     }
     /// `mov rm, imm` at width `w` (sign-extended for W64).
     pub(super) fn store_i(&mut self, w: Width, rm: impl Into<Rm>, imm: i32) {

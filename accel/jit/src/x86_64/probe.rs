@@ -37,10 +37,9 @@ impl Probe {
         miss: Label,
     ) {
         let (f, tlb) = (self.features, &self.tlb);
-        let base = FRAME + self.bias;
-        let field = |off: u32| Mem::new(RSP, base + off as i32);
+        let field = |off: u32| FRAME + self.bias + off as i32;
         if f.fast_pext {
-            a.pext(false, W64, i, addr, field(tlb.pext_mask_off));
+            a.pext_stack(i, addr, field(tlb.pext_mask_off));
         } else {
             if f.bmi2 {
                 a.rorx(W64, i, Rm::R(addr), self.page_bits);
@@ -48,7 +47,7 @@ impl Probe {
                 a.mov(i, addr);
                 a.shift_i(Sh::Shr, W64, Rm::R(i), self.page_bits);
             }
-            a.alu_r(Alu::And, W64, i, field(tlb.mask_off));
+            a.alu_r(Alu::And, W64, i, frame(field(tlb.mask_off)));
         }
         // Alignment is part of the tag: the last byte's address, rounded down to it, has the low
         // bits of the first one's, and is in the last byte's page.
@@ -57,11 +56,10 @@ impl Probe {
             0 => a.mov(t, addr),
             last => a.lea(W64, t, Mem::new(addr, last)),
         }
-        a.alu_i(Alu::And, W64, Rm::R(t), -(1i32 << self.page_bits) | low);
-        let entry = |off: u32| Mem::idx(RSP, i, 3, base + off as i32);
-        a.alu_r(Alu::Cmp, W64, t, entry(if span.write { tlb.tag_w } else { tlb.tag_r }));
+        a.and_imm32(t, -(1i32 << self.page_bits) | low);
+        a.cmp_stack(t, i, field(if span.write { tlb.tag_w } else { tlb.tag_r }));
         a.jcc(CC_NE, miss);
-        a.load(W64, to, entry(tlb.addend));
+        a.load_stack(to, i, field(tlb.addend));
     }
 }
 

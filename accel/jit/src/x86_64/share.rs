@@ -17,7 +17,7 @@
 //! write tag only if one of its members before the first side exit stores, so that reads of a
 //! read-only page do not become slow for a store that is never reached.
 
-use super::alloc::{NOMEM, NOVAL, regs};
+use super::alloc::{NOMEM, regs};
 use super::asm::*;
 use super::generate::Gen;
 use crate::ir::{Block, Inst, Op, PTR_ALIGNED, PTR_WRITE, SIZE_80, Val, Width, access_bytes};
@@ -294,11 +294,7 @@ impl Gen {
                 self.sharing.live.swap_remove(k);
                 continue;
             }
-            for r in regs(!(1 << RSP)) {
-                if self.reg_val[r as usize] == v && v != NOVAL {
-                    regs_used |= 1 << r;
-                }
-            }
+            regs_used |= self.holders(v) & !(1 << RSP);
             let mem = self.vals[v as usize].mem;
             if mem != NOMEM {
                 self.sharing.words.push(mem);
