@@ -7,7 +7,7 @@
 //! an exit, a call or a `Get`; a value with a `merge` is defined behind what it is inserted into; a global that is `unseen` at an instruction is neither observed nor
 //! written by it, and written before anything observes it (or nobody ever does).
 
-use crate::ir::{Block, Encoding, Inst, Native, NativeReg, Op, Slot, Val, Width, effect};
+use crate::ir::{Block, Encoding, Inst, Native, NativeReg, Op, Val, Width, effect, traits};
 use crate::target::Target;
 
 /// No hint, no condition.
@@ -112,8 +112,7 @@ impl Liveness {
                 continue;
             }
             let behind = walk.observed[0];
-            self.step(block, i, inst, &mut walk);
-            if !observes(block, inst) {
+            if !self.step(block, i, inst, &mut walk) {
                 self.unseen[i] = !(behind | walk.observed[0]);
             }
         }
@@ -123,12 +122,16 @@ impl Liveness {
         self.vals.get(v.index()).is_some_and(|f| f.uses != 0)
     }
 
-    fn step(&mut self, block: &Block, i: usize, inst: &Inst, walk: &mut Walk) {
-        let info = inst.op.info();
-        let wanted = self.used(inst.dst) || self.used(inst.dst2) || self.used(inst.fl);
-        if info.effects == effect::NONE && !wanted {
+    /// Returns whether the instruction observes all globals.
+    fn step(&mut self, block: &Block, i: usize, inst: &Inst, walk: &mut Walk) -> bool {
+        let traits = inst.op.traits();
+        if traits & traits::REMOVABLE != 0
+            && !self.used(inst.dst)
+            && !self.used(inst.dst2)
+            && !self.used(inst.fl)
+        {
             self.dead[i] = true;
-            return;
+            return false;
         }
         for v in [inst.dst, inst.dst2] {
             if v.is_some() {
@@ -143,7 +146,7 @@ impl Liveness {
                 walk.observed[g >> 6] &= !(1 << (g & 63));
                 if !seen {
                     self.dead[i] = true;
-                    return;
+                    return false;
                 }
                 self.pending[g] = (inst.ins[0], walk.epoch);
                 let f = &mut self.vals[inst.ins[0].index()];
@@ -162,7 +165,8 @@ impl Liveness {
             }
             _ => {}
         }
-        if observes(block, inst) {
+        let observes = traits & traits::MAY_OBSERVE != 0 && observes(block, inst);
+        if observes {
             walk.epoch += 1;
             let dead = match inst.op {
                 Op::Exit | Op::BrCc => block.exits.get(inst.imm as usize).map_or(0, |e| e.dead),
@@ -172,10 +176,10 @@ impl Liveness {
             let on = if inst.op == Op::BrCc { walk.observed[0] } else { 0 };
             walk.observed = [!dead | on, u64::MAX, u64::MAX, u64::MAX];
         }
-        for (slot, &v) in info.ins.iter().zip(inst.inputs()) {
+        for (k, &v) in inst.inputs().iter().enumerate() {
             let Some(f) = self.vals.get_mut(v.index()) else { continue };
             f.uses = f.uses.saturating_add(1);
-            if matches!(slot, Slot::Flags | Slot::OptFlags) {
+            if traits >> k & 1 != 0 {
                 f.note_condition(inst);
             }
         }
@@ -187,6 +191,7 @@ impl Liveness {
                 (f.hint, f.merge) = (hint, i as u32);
             }
         }
+        observes
     }
 
     /// At the definition of `v`: keeps its hint only if nothing observed the global in between.

@@ -35,6 +35,7 @@ pub mod eval;
 mod op;
 pub mod parse;
 pub mod print;
+pub(crate) mod traits;
 pub mod verify;
 
 pub use block::*;

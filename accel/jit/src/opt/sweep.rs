@@ -5,8 +5,8 @@
 //! the forward pass.
 
 use super::{Info, may_fault};
-use crate::ir::eval::{CF, FLAGS, OF, is_pure, shift_count};
-use crate::ir::{Block, Cond, Inst, OPS, Op, Slot, Val, Width, effect};
+use crate::ir::eval::{CF, FLAGS, OF, shift_count};
+use crate::ir::{Block, Cond, Inst, Op, Slot, Val, Width, traits};
 use crate::target::Target;
 
 /// The globals that will be written again before anything can look at them.
@@ -36,51 +36,6 @@ impl Overwritten {
     }
 }
 
-/// What the pass asks of an operation, in a few bits: the operation table, digested.
-mod trait_bit {
-    /// Inputs a–d are flags: bits 0–3.
-    pub const FLAGS_IN: u8 = 0xf;
-    /// Has results that may be absent.
-    pub const OPTIONAL: u8 = 1 << 4;
-    /// No effects: goes if no result is used.
-    pub const REMOVABLE: u8 = 1 << 5;
-    /// Can be looked at from outside, depending on more than the operation.
-    pub const MAY_OBSERVE: u8 = 1 << 6;
-    /// Computes its results from its inputs alone.
-    pub const PURE: u8 = 1 << 7;
-}
-
-static TRAITS: [u8; Op::ALL.len()] = {
-    let mut t = [0; Op::ALL.len()];
-    let mut i = 0;
-    while i < t.len() {
-        let (op, info) = (Op::ALL[i], &OPS[i]);
-        let mut k = 0;
-        while k < 4 {
-            if matches!(info.ins[k], Slot::Flags | Slot::OptFlags) {
-                t[i] |= 1 << k;
-            }
-            k += 1;
-        }
-        if matches!(info.dst, Slot::OptVal)
-            || matches!(info.dst2, Slot::OptVal)
-            || matches!(info.fl, Slot::OptFlags)
-        {
-            t[i] |= trait_bit::OPTIONAL;
-        }
-        if info.effects == effect::NONE {
-            t[i] |= trait_bit::REMOVABLE;
-        } else if !matches!(op, Op::InsnStart | Op::StEnv | Op::Fence) {
-            t[i] |= trait_bit::MAY_OBSERVE;
-        }
-        if is_pure(op) {
-            t[i] |= trait_bit::PURE;
-        }
-        i += 1;
-    }
-    t
-};
-
 /// Removes dead instructions and results; leaves `uses` and `demand` of every value, which must be
 /// zero before, up to date.
 pub(super) fn sweep(block: &mut Block, target: &Target, vals: &mut [Info]) {
@@ -90,7 +45,7 @@ pub(super) fn sweep(block: &mut Block, target: &Target, vals: &mut [Info]) {
     let mut keep = end;
     for at in (0..end).rev() {
         let inst = &mut block.insts[at];
-        let traits = TRAITS[inst.op as usize];
+        let traits = inst.op.traits();
         match inst.op {
             Op::InsnStart => {
                 keep -= 1;
@@ -106,7 +61,7 @@ pub(super) fn sweep(block: &mut Block, target: &Target, vals: &mut [Info]) {
             Op::Get if !used(inst.dst, vals) => continue,
             Op::Get => overwritten.remove(inst.imm),
             _ => {
-                if traits & trait_bit::REMOVABLE != 0
+                if traits & traits::REMOVABLE != 0
                     && !used(inst.dst, vals)
                     && !used(inst.dst2, vals)
                     && !used(inst.fl, vals)
@@ -114,7 +69,7 @@ pub(super) fn sweep(block: &mut Block, target: &Target, vals: &mut [Info]) {
                     continue;
                 }
                 drop_results(inst, traits, vals);
-                if traits & trait_bit::MAY_OBSERVE != 0 {
+                if traits & traits::MAY_OBSERVE != 0 {
                     let inst = *inst;
                     match inst.op {
                         Op::Exit => overwritten = Overwritten::after(block, &inst),
@@ -160,7 +115,7 @@ fn observes(block: &Block, inst: &Inst, target: &Target) -> bool {
 /// Clears results that are not used, and inputs that only served them; turns an instruction whose
 /// one result is known into a constant.
 fn drop_results(inst: &mut Inst, traits: u8, vals: &[Info]) {
-    if traits & trait_bit::OPTIONAL != 0 {
+    if traits & traits::OPTIONAL != 0 {
         let info = inst.op.info();
         if info.fl == Slot::OptFlags && !used(inst.fl, vals) {
             inst.fl = Val::NONE;
@@ -172,10 +127,10 @@ fn drop_results(inst: &mut Inst, traits: u8, vals: &[Info]) {
             inst.dst2 = Val::NONE;
         }
     }
-    if traits & trait_bit::FLAGS_IN != 0 {
+    if traits & traits::FLAGS_IN != 0 {
         drop_flags_input(inst, vals);
     }
-    if traits & trait_bit::PURE != 0 && !inst.fl.is_some() && !inst.dst2.is_some() {
+    if traits & traits::PURE != 0 && !inst.fl.is_some() && !inst.dst2.is_some() {
         match vals.get(inst.dst.index()) {
             Some(v) if v.known => {
                 *inst = Inst { dst: inst.dst, imm: v.constant, ..Inst::new(Op::Const, Width::W64) };
@@ -215,7 +170,7 @@ fn count_uses(inst: &Inst, traits: u8, vals: &mut [Info]) {
             info.uses = info.uses.saturating_add(1);
         }
     }
-    if traits & trait_bit::FLAGS_IN == 0 {
+    if traits & traits::FLAGS_IN == 0 {
         return;
     }
     let own = vals.get(inst.fl.index()).map_or(0, |i| u64::from(i.demand));

@@ -206,17 +206,11 @@ impl Gen {
         self.free_among(self.scratch & own).or_else(|| self.free_among(self.scratch & !own))
     }
     fn free_among(&self, set: u16) -> Option<Reg> {
-        let mut best = None;
-        for r in regs(set & !self.locked) {
-            let v = self.reg_val[r as usize];
-            if v == NOVAL {
-                return Some(r);
-            }
-            if best.is_none() && self.vals[v as usize].uses == 0 {
-                best = Some(r);
-            }
+        let set = set & !self.locked;
+        if set & self.empty != 0 {
+            return Some((set & self.empty).trailing_zeros() as Reg);
         }
-        best
+        regs(set).find(|&r| self.vals[self.reg_val[r as usize] as usize].uses == 0)
     }
     /// A scratch register, neither locked nor in `held`, whose content nobody needs; or NOREG. No lent
     /// pin: the instruction at hand may have a fixed use for that register.
@@ -271,7 +265,7 @@ impl Gen {
         if to_reg && let Some(t) = self.free_scratch().filter(|&t| t != r) {
             self.forget(t);
             self.a.mov(t, r);
-            self.reg_val[t as usize] = v;
+            self.occupy(t, v);
             self.st(v).reg = t;
             return;
         }
@@ -279,10 +273,16 @@ impl Gen {
         self.a.store(W64, frame(slot), r);
         self.st(v).mem = slot;
     }
+    /// Notes what a register holds.
+    #[inline]
+    fn occupy(&mut self, r: Reg, v: u16) {
+        self.reg_val[r as usize] = v;
+        self.empty = self.empty & !(1 << r) | u16::from(v == NOVAL) << r;
+    }
     /// The register holds nothing of interest any more.
     pub(super) fn forget(&mut self, r: Reg) {
         let v = self.reg_val[r as usize];
-        self.reg_val[r as usize] = NOVAL;
+        self.occupy(r, NOVAL);
         if v != NOVAL && self.vals[v as usize].reg == r {
             let other = self.other_reg(v, r).unwrap_or(NOREG);
             self.st(v).reg = other;
@@ -291,7 +291,7 @@ impl Gen {
     /// Register `r` now holds `v`.
     pub(super) fn holds(&mut self, r: Reg, v: u16) {
         self.forget(r);
-        self.reg_val[r as usize] = v;
+        self.occupy(r, v);
         if self.vals[v as usize].reg == NOREG {
             self.st(v).reg = r;
         }

@@ -117,6 +117,8 @@ pub(super) struct Gen {
     // ---- places ----
     pub vals: Vec<VState>,
     pub reg_val: [u16; 16],
+    /// Registers that hold no value.
+    pub empty: u16,
     pub locked: u16,
     pub slots: [u64; NSPILL.div_ceil(64)],
     pub freed: Vec<i32>,
@@ -174,6 +176,7 @@ impl Gen {
             saved,
             vals: Vec::new(),
             reg_val: [NOVAL; 16],
+            empty: !0,
             locked: 0,
             slots: [0; NSPILL.div_ceil(64)],
             freed: Vec::new(),
@@ -206,6 +209,7 @@ impl Gen {
             self.vals[i as usize] = VState::new(i, uses);
         }
         self.reg_val = [NOVAL; 16];
+        self.empty = !0;
         self.locked = 0;
         self.slots = [0; NSPILL.div_ceil(64)];
         self.freed.clear();
