@@ -180,15 +180,12 @@ impl Arena {
                 Cursor { generation, pos, end: pos + bytes }
             })
     }
-    /// Has the kernel bring in the pages of a fresh piece at once; one by one as they are touched they
-    /// cost a fault each, twice. Kernels before 5.14 refuse, which does no harm.
+    /// Has the kernel bring in the pages of a fresh piece at once; one by one as they are written they
+    /// cost a fault each. Where they are executed the kernel maps those around a fault with it. Kernels
+    /// before 5.14 refuse, which does no harm.
     fn populate(&self, at: usize, len: usize) {
-        for (map, how) in
-            [(self.rw, libc::MADV_POPULATE_WRITE), (self.rx, libc::MADV_POPULATE_READ)]
-        {
-            // SAFETY: at + len <= self.len. Nothing changes in the content of the pages.
-            unsafe { libc::madvise(map.add(at).cast(), len, how) };
-        }
+        // SAFETY: at + len <= self.len. Nothing changes in the content of the pages.
+        unsafe { libc::madvise(self.rw.add(at).cast(), len, libc::MADV_POPULATE_WRITE) };
     }
     /// Makes everything handed out so far survive resets. It counts no longer.
     pub(crate) fn keep(&self) {

@@ -71,6 +71,10 @@ pub(crate) struct Liveness {
     defined: Vec<u64>,
     /// How much vector state the block's pass-through instructions use.
     pub vector: VecUse,
+    /// Some value may have a `merge`.
+    pub merges: bool,
+    /// Number of accesses to guest memory, without `Ptr`.
+    pub accesses: usize,
     /// By global: the value of the next `Put` in program order, and the epoch it was seen in.
     pending: Vec<(Val, u32)>,
 }
@@ -106,6 +110,8 @@ impl Liveness {
         self.pending.clear();
         self.pending.resize(target.globals.len(), (Val::NONE, 0));
         self.vector = VecUse::None;
+        self.accesses = 0;
+        self.merges = false;
         let mut walk = Walk { epoch: 1, observed: [u64::MAX; 4] };
         for (i, inst) in block.insts.iter().enumerate().rev() {
             if inst.op == Op::InsnStart {
@@ -158,7 +164,9 @@ impl Liveness {
             }
             // While vector state is in host registers, so is MXCSR.
             Op::GetMxcsr | Op::SetMxcsr => self.vector = self.vector.max(VecUse::Low),
+            Op::Ld | Op::St => self.accesses += 1,
             Op::Native | Op::NativeMem => {
+                self.accesses += usize::from(inst.op == Op::NativeMem);
                 if let Some(n) = block.natives.get(inst.native_index()) {
                     self.vector = self.vector.max(VecUse::of(n));
                 }
@@ -189,6 +197,7 @@ impl Liveness {
                 // The hint travels to the value that is merged; `settle` checks it there.
                 let f = &mut self.vals[inst.ins[1].index()];
                 (f.hint, f.merge) = (hint, i as u32);
+                self.merges = true;
             }
         }
         observes

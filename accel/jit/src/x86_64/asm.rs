@@ -126,22 +126,29 @@ fn rxb(reg: u8, rm: Rm) -> u8 {
     }
 }
 
-/// The first bytes of an instruction, all that come before the displacement: eight at most.
-#[derive(Clone, Copy, Default)]
+/// The first bytes of an instruction, seven at most, gathered from the last to the first.
+#[derive(Clone, Copy)]
 struct Head {
     bytes: u64,
-    bits: u32,
+    len: usize,
 }
 
 impl Head {
+    /// The opcode `op`, and behind it ModRM if that has no memory operand.
     #[inline]
-    fn add(&mut self, byte: u8) {
-        self.bytes |= u64::from(byte) << self.bits;
-        self.bits += 8;
+    fn new(op: u8, reg: u8, rm: Rm) -> Head {
+        match rm {
+            Rm::R(r) => {
+                let modrm = 0xc0 | (reg & 7) << 3 | r & 7;
+                Head { bytes: u64::from(modrm) << 8 | u64::from(op), len: 2 }
+            }
+            Rm::M(_) => Head { bytes: op.into(), len: 1 },
+        }
     }
     #[inline]
-    fn len(&self) -> usize {
-        self.bits as usize / 8
+    fn front(&mut self, byte: u8) {
+        self.bytes = self.bytes << 8 | u64::from(byte);
+        self.len += 1;
     }
 }
 
@@ -177,17 +184,16 @@ impl Asm {
         self.buf[at..at + 4].copy_from_slice(&v.to_le_bytes());
         self.pos += 4;
     }
-    /// The bytes in `head`, then ModRM, SIB, displacement.
-    fn modrm(&mut self, mut head: Head, reg: u8, rm: Rm) {
-        let reg = (reg & 7) << 3;
-        let m = match rm {
-            Rm::R(r) => {
-                head.add(0xc0 | reg | r & 7);
-                return self.put(head.bytes, head.len());
-            }
-            Rm::M(m) => m,
-        };
-        self.put(head.bytes, head.len());
+    /// The bytes in `head`, and ModRM, SIB, displacement if there is a memory operand.
+    #[inline]
+    fn modrm(&mut self, head: Head, reg: u8, rm: Rm) {
+        self.put(head.bytes, head.len);
+        if let Rm::M(m) = rm {
+            self.memory((reg & 7) << 3, m);
+        }
+    }
+    /// ModRM (with `reg` in place), SIB, displacement.
+    fn memory(&mut self, reg: u8, m: Mem) {
         // No index is index 4.
         let sib = m.scale << 6 | (if m.index == NOREG { 4 } else { m.index & 7 }) << 3;
         let disp = u64::from(m.disp as u32);
@@ -352,21 +358,20 @@ impl Asm {
         reg: u8,
         rm: Rm,
     ) {
-        let mut head = Head::default();
-        if prefix != 0 {
-            head.add(prefix);
+        let mut head = Head::new(op, reg, rm);
+        if map > 1 {
+            head.front(if map == 2 { 0x38 } else { 0x3a });
+        }
+        if map != 0 {
+            head.front(0x0f);
         }
         let rex = (rexw as u8) << 3 | rxb(reg, rm);
         if rex != 0 || force_rex {
-            head.add(0x40 | rex);
+            head.front(0x40 | rex);
         }
-        if map != 0 {
-            head.add(0x0f);
+        if prefix != 0 {
+            head.front(prefix);
         }
-        if map > 1 {
-            head.add(if map == 2 { 0x38 } else { 0x3a });
-        }
-        head.add(op);
         self.modrm(head, reg, rm);
     }
     /// A general instruction whose opcode bit 0 distinguishes byte from word/dword/qword operands.
@@ -466,12 +471,12 @@ impl Asm {
     /// Shortest `mov reg, imm` that leaves the flags alone.
     pub(super) fn mov_i(&mut self, reg: Reg, imm: u64) {
         if imm <= u32::MAX as u64 {
-            let mut head = Head::default();
+            let op = u64::from(0xb8 | reg & 7) | imm << 8;
             if reg >= 8 {
-                head.add(0x41);
+                self.put(op << 8 | 0x41, 6);
+            } else {
+                self.put(op, 5);
             }
-            head.add(0xb8 | reg & 7);
-            self.put(head.bytes | imm << head.bits, head.len() + 4);
         } else if imm as i32 as i64 as u64 == imm {
             self.store_i(Width::W64, Rm::R(reg), imm as i32);
         } else {
@@ -745,11 +750,10 @@ impl Asm {
 impl Asm {
     fn vex(&mut self, map: u8, pp: u8, w: bool, op: u8, reg: u8, vvvv: u8, rm: Rm, l: u8) {
         let rxb = rxb(reg, rm);
-        let mut head = Head::default();
-        head.add(0xc4);
-        head.add((!rxb & 7) << 5 | map);
-        head.add((w as u8) << 7 | (!vvvv & 15) << 3 | l << 2 | pp);
-        head.add(op);
+        let mut head = Head::new(op, reg, rm);
+        head.front((w as u8) << 7 | (!vvvv & 15) << 3 | l << 2 | pp);
+        head.front((!rxb & 7) << 5 | map);
+        head.front(0xc4);
         self.modrm(head, reg, rm);
     }
     /// `rorx reg, rm, n` (BMI2; flags untouched).

@@ -311,36 +311,34 @@ impl Gen {
             }
             self.next_inst();
             let unseen = self.live.unseen[i];
-            if unseen != 0 && !self.dirty.is_empty() {
-                // Nobody will want these writes.
-                self.drop_dirty(unseen);
+            self.scratch = self.own_scratch;
+            if unseen != 0 {
+                if !self.dirty.is_empty() {
+                    // Nobody will want these writes.
+                    self.drop_dirty(unseen);
+                }
+                self.lend_pins(unseen & self.pinned, inst);
             }
-            self.lend_pins(unseen, inst);
             self.at = i;
             for v in [inst.dst, inst.dst2, inst.fl] {
-                self.begin(v);
+                if v.is_some() {
+                    self.begin(v);
+                }
             }
-            self.merge = self.find_merge(block, inst);
+            self.merge = if self.live.merges { self.find_merge(block, inst) } else { None };
             self.inst(block, inst);
         }
         self.scratch = self.own_scratch;
     }
     /// Value `v` is about to be defined.
     fn begin(&mut self, v: Val) {
-        if let Some(future) = self.live.vals.get(v.index()) {
-            self.vals[v.index()] = VState::new(v.0, future.uses);
-        }
+        self.vals[v.index()] = VState::new(v.0, self.live.vals[v.index()].uses);
     }
 
     /// Makes the pins of the globals `unseen`, whose content is of no use, scratch registers as well
     /// for `inst`. Not those that its results go to: their place must not serve something else in
     /// between.
-    fn lend_pins(&mut self, unseen: u64, inst: &Inst) {
-        self.scratch = self.own_scratch;
-        let mut unseen = unseen & self.pinned;
-        if unseen == 0 {
-            return;
-        }
+    fn lend_pins(&mut self, mut unseen: u64, inst: &Inst) {
         for v in [inst.dst, inst.dst2] {
             let hint = self.live.vals.get(v.index()).map_or(NONE, |f| f.hint);
             if hint < 64 {
@@ -499,7 +497,7 @@ impl Compiler for Gen {
         }
         self.live.run(&inner.shared.target, block);
         if matches!(inner.shared.target.mem, MemModel::Softmmu { .. }) {
-            self.sharing.plan(block);
+            self.sharing.plan(block, self.live.accesses);
         }
         self.start(block, tag);
         self.a.start(arena.addr(self.cursor.pos()));

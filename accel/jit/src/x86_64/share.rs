@@ -26,6 +26,29 @@ use crate::ir::{Block, Inst, Op, PTR_ALIGNED, PTR_WRITE, SIZE_80, Val, Width, ac
 const MAX_SPAN: i64 = 256;
 /// Groups that are extended at the same time.
 const MAX_OPEN: usize = 6;
+/// The operations that matter here.
+const OF_INTEREST: u128 = {
+    let ops = [
+        Op::Const,
+        Op::Add,
+        Op::Sub,
+        Op::Inc,
+        Op::Dec,
+        Op::Lea,
+        Op::Ld,
+        Op::St,
+        Op::NativeMem,
+        Op::Call,
+        Op::BrCc,
+    ];
+    let (mut set, mut i) = (0, 0);
+    while i < ops.len() {
+        set |= 1 << ops[i] as u32;
+        i += 1;
+    }
+    set
+};
+const _: () = assert!(Op::ALL.len() <= 128);
 /// No group.
 const NO_GROUP: u16 = u16::MAX;
 
@@ -67,20 +90,21 @@ struct Group {
 impl Group {
     /// The group with an access more, if that may join.
     fn with(&self, p: &Place) -> Option<Group> {
-        let mut g = *self;
         // Behind a side exit no more is asked for than before it.
-        let more = p.write && !g.write || p.align > g.align;
-        if g.key != p.key || more && g.past_exit {
+        let more = p.write && !self.write || p.align > self.align;
+        if self.key != p.key || more && self.past_exit {
             return None;
         }
-        if (p.low - g.anchor).rem_euclid(g.align.min(p.align)) != 0 {
+        // Alignments are powers of two.
+        if (p.low - self.anchor) & (self.align.min(p.align) - 1) != 0 {
             return None;
         }
+        let mut g = *self;
         if p.align > g.align {
             (g.align, g.anchor) = (p.align, p.low);
         }
         g.low = g.low.min(p.low);
-        g.low -= (g.low - g.anchor).rem_euclid(g.align);
+        g.low -= (g.low - g.anchor) & (g.align - 1);
         g.high = g.high.max(p.low + p.size);
         g.write |= p.write;
         g.members += 1;
@@ -137,18 +161,24 @@ impl Places {
 }
 
 impl Sharing {
-    /// Finds the groups of `block`.
-    pub(super) fn plan(&mut self, block: &Block) {
+    /// Finds the groups of `block`, in which so many accesses are.
+    pub(super) fn plan(&mut self, block: &Block, accesses: usize) {
         self.groups.clear();
         self.open.clear();
         self.live.clear();
         self.words.clear();
         self.first = block.nvals;
         self.member.clear();
+        if accesses < 2 {
+            return;
+        }
         self.member.resize(block.insts.len(), NO_GROUP);
         self.roots.clear();
         self.roots.extend((0..block.nvals).map(|v| (Val(v), 0)));
         for (i, inst) in block.insts.iter().enumerate() {
+            if OF_INTEREST >> inst.op as u32 & 1 == 0 {
+                continue;
+            }
             match inst.op {
                 Op::Const => self.roots[inst.dst.index()] = (Val::NONE, inst.imm as i64),
                 Op::Add | Op::Sub | Op::Inc | Op::Dec | Op::Lea if inst.w == Width::W64 => {

@@ -167,7 +167,7 @@ struct Page {
 
 #[derive(Default)]
 struct Inner {
-    /// By tag minus `first_tag`; none for tags that are only reserved.
+    /// By tag minus `first_tag`; none, or beyond the end, for tags that are only reserved.
     tbs: Vec<Option<Box<Tb>>>,
     /// Tag of `tbs[0]`: tags are never reused, so that a stale exit reference finds nothing.
     first_tag: u64,
@@ -229,6 +229,8 @@ pub struct TbCache {
     pub counters: Counters,
     table: RwLock<WordMap<(TbKey, u64), Found>>,
     inner: Mutex<Inner>,
+    /// The tag that is reserved next.
+    next_tag: AtomicU64,
     perf_map: Option<PerfMap>,
     watch: Arc<dyn CodeWatch>,
 }
@@ -251,6 +253,7 @@ impl TbCache {
             counters: Counters::default(),
             table: RwLock::new(WordMap::with_capacity_and_hasher(BLOCKS, Default::default())),
             inner: Mutex::default(),
+            next_tag: AtomicU64::new(0),
             perf_map,
             watch,
         })
@@ -306,7 +309,10 @@ impl TbCache {
             Tb { key, phys, page2, compiled, ranges, code, exits, insns, incoming, valid: true };
         // A flush since the reservation has dropped the tag, and the code with it.
         let slot = tag.checked_sub(inner.first_tag)? as usize;
-        *inner.tbs.get_mut(slot)? = Some(Box::new(tb));
+        if inner.tbs.len() <= slot {
+            inner.tbs.resize_with(slot + 1, || None);
+        }
+        inner.tbs[slot] = Some(Box::new(tb));
         self.counters.translations.fetch_add(1, Ordering::Relaxed);
         self.counters.insns.fetch_add(insns.into(), Ordering::Relaxed);
         self.table.write().unwrap().insert((key, phys), found);
@@ -345,9 +351,7 @@ impl TbCache {
 
     /// Reserves a tag (which names no block until [`TbCache::insert`]).
     pub fn reserve(&self) -> u64 {
-        let mut inner = self.lock();
-        inner.tbs.push(None);
-        inner.first_tag + inner.tbs.len() as u64 - 1
+        self.next_tag.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Starts watching a physical page for writes. Called before the page's bytes are read for
@@ -504,7 +508,8 @@ impl TbCache {
     pub fn flush(&self) {
         let mut inner = self.lock();
         self.table.write().unwrap().clear();
-        let first_tag = inner.first_tag + inner.tbs.len() as u64;
+        // Blocks that are being compiled are of the past too.
+        let first_tag = self.next_tag.load(Ordering::Relaxed);
         let pages = std::mem::take(&mut inner.pages);
         let page_ids = std::mem::take(&mut inner.page_ids);
         let unwatched = inner.unwatched;
