@@ -1,6 +1,6 @@
 //! How fast guest code is translated: `cargo bench -p tandem-tcg --bench translate -- FILE…`
 //!
-//! The executable segments of ELF files (a kernel, a library, a program) are put into the memory of
+//! The code of ELF files (a kernel, a library, a program) is put into the memory of
 //! a guest in long mode, each with page tables of its own: what lies in the upper half of the
 //! address space runs at ring 0, all else at ring 3. Blocks all over the text are then asked for
 //! just as generated code asks for a block that it jumps to and that does not exist yet: page walk,
@@ -54,11 +54,12 @@ struct Text {
 }
 
 impl Text {
-    /// The first executable segment of an ELF file (ELF-64 object file format, version 1.5).
+    /// The code of an ELF file (ELF-64 object file format, version 1.5).
     fn load(path: &str) -> Result<Text, String> {
         let elf = std::fs::read(path).map_err(|e| format!("cannot read {path}: {e}"))?;
-        let (at, bytes) =
-            executable_segment(&elf).ok_or(format!("{path} is no 64-bit ELF file with code"))?;
+        let (at, bytes) = text_section(&elf)
+            .or_else(|| executable_segment(&elf))
+            .ok_or(format!("{path} is no 64-bit ELF file with code"))?;
         // What has no address of its own gets one like Linux's.
         let at = if at < BIG_PAGE { at + BIAS } else { at };
         let name = path.rsplit('/').next().unwrap_or(path).to_string();
@@ -70,18 +71,45 @@ impl Text {
     }
 }
 
-fn executable_segment(elf: &[u8]) -> Option<(u64, &[u8])> {
-    let word = |at: usize| Some(u64::from_le_bytes(elf.get(at..at + 8)?.try_into().ok()?));
-    let half = |at: usize| Some(u16::from_le_bytes(elf.get(at..at + 2)?.try_into().ok()?));
+fn word(elf: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(elf.get(at..at + 8)?.try_into().ok()?))
+}
+
+fn half(elf: &[u8], at: usize) -> Option<usize> {
+    Some(u16::from_le_bytes(elf.get(at..at + 2)?.try_into().ok()?).into())
+}
+
+/// The largest section with instructions: a segment may hold read-only data too, as a kernel's does,
+/// which is no code that anybody jumps to.
+fn text_section(elf: &[u8]) -> Option<(u64, &[u8])> {
     elf.strip_prefix(b"\x7fELF\x02\x01")?;
-    let table = word(0x20)? as usize;
-    let size = usize::from(half(0x36)?);
-    for header in (0..usize::from(half(0x38)?)).map(|i| table + i * size) {
+    let (table, size) = (word(elf, 0x28)? as usize, half(elf, 0x3a)?);
+    (0..half(elf, 0x3c)?)
+        .filter_map(|i| {
+            let header = table + i * size;
+            // SHT_PROGBITS with SHF_EXECINSTR.
+            let kind = word(elf, header)? >> 32;
+            if kind != 1 || word(elf, header + 0x8)? & 4 == 0 {
+                return None;
+            }
+            let (offset, len) = (word(elf, header + 0x18)?, word(elf, header + 0x20)?);
+            let bytes = elf.get(offset as usize..)?.get(..len as usize)?;
+            Some((word(elf, header + 0x10)?, bytes))
+        })
+        .max_by_key(|(_, bytes)| bytes.len())
+}
+
+/// The first segment that is executable, for files without sections.
+fn executable_segment(elf: &[u8]) -> Option<(u64, &[u8])> {
+    elf.strip_prefix(b"\x7fELF\x02\x01")?;
+    let (table, size) = (word(elf, 0x20)? as usize, half(elf, 0x36)?);
+    for header in (0..half(elf, 0x38)?).map(|i| table + i * size) {
         // PT_LOAD with PF_X.
-        let kind = word(header)?;
+        let kind = word(elf, header)?;
         if kind as u32 == 1 && kind >> 32 & 1 != 0 {
-            let (offset, len) = (word(header + 0x8)? as usize, word(header + 0x20)? as usize);
-            return Some((word(header + 0x10)?, elf.get(offset..)?.get(..len)?));
+            let (offset, len) = (word(elf, header + 0x8)?, word(elf, header + 0x20)?);
+            let bytes = elf.get(offset as usize..)?.get(..len as usize)?;
+            return Some((word(elf, header + 0x10)?, bytes));
         }
     }
     None
