@@ -11,6 +11,8 @@
 
 pub mod acpi;
 pub mod ahci;
+pub mod display;
+pub mod e1000e;
 pub mod firmware;
 pub mod gsi;
 pub mod irqchip;
@@ -18,11 +20,13 @@ pub mod legacy;
 pub mod nvme;
 pub mod pci;
 pub mod power;
+pub mod pvpanic;
 pub mod registry;
 pub mod spans;
 pub mod state;
 pub mod timer;
 pub mod virtio;
+pub mod watchdog;
 
 /// For [`registry::DeviceType`]s registered by other crates and tests.
 pub use inventory;

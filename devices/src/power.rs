@@ -17,6 +17,21 @@ pub enum PowerRequest {
     DebugExit(u32),
     /// A sleep state that the machine does not offer; it stays up.
     Refused(SleepState),
+    /// The guest's system tells of its end.
+    Panicked(Panic),
+    /// A watchdog was not fed in time.
+    Watchdog,
+}
+
+/// What a guest tells through pvpanic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Panic {
+    /// It has panicked.
+    Panicked,
+    /// It has panicked, and a system that it had loaded for that case takes over.
+    CrashLoaded,
+    /// It has shut down.
+    Shutdown,
 }
 
 /// What pulled the reset.
@@ -51,10 +66,28 @@ impl fmt::Display for SleepState {
     }
 }
 
+/// What a guest did that whoever manages the machine is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum News {
+    /// A tray was opened or closed.
+    TrayMoved {
+        /// The drive in it, by the name that it was given; empty if none.
+        drive: String,
+        /// The device's id; empty if it has none.
+        id: String,
+        /// It is open now.
+        open: bool,
+    },
+}
+
 /// The machine's ear for power requests. Never blocks; callable from any thread.
 pub trait PowerSink: Send + Sync {
     /// Takes one request.
     fn request(&self, request: PowerRequest);
+    /// Takes news, on which nothing depends; who manages no machine need not listen.
+    fn tell(&self, news: News) {
+        log::debug!("{news:?}");
+    }
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use crate::pci::{Bus, Devfn};
 use crate::power::PowerSink;
 use crate::virtio::mmio::Slots;
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use tandem_accel::bus::IoBus;
@@ -333,6 +333,8 @@ pub struct Backends {
     pub chardevs: BTreeMap<String, Arc<dyn CharBackend>>,
     /// Drives.
     pub drives: BTreeMap<String, Arc<Drive>>,
+    /// Names of drives for discs in which there is none.
+    pub empty: BTreeSet<String>,
     /// Networks.
     pub networks: BTreeMap<String, Arc<Network>>,
 }
@@ -387,6 +389,12 @@ impl Directory {
     /// Takes the devices called `id` out, of whatever type.
     pub fn remove(&self, id: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(name, _)| name != id);
+    }
+
+    /// All devices of this type, in the order of their making.
+    pub fn all<T: Send + Sync + 'static>(&self) -> Vec<Arc<T>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter_map(|(_, d)| d.clone().downcast().ok()).collect()
     }
 
     /// The first device of this type, or the one called `id`.

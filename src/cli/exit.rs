@@ -16,6 +16,8 @@ pub enum Exit {
     Usage,
     /// A vCPU of the guest stopped by a triple fault.
     TripleFault,
+    /// The guest has panicked, and that was to be told by the status.
+    GuestFailed,
     /// The accelerator could not be set up or could not go on.
     Accelerator,
     /// The host refused something else that the machine needs.
@@ -33,7 +35,7 @@ impl Exit {
             Exit::Done => 0,
             Exit::Debug(s) | Exit::Of(s) => s,
             Exit::Usage => 2,
-            Exit::TripleFault => 4,
+            Exit::TripleFault | Exit::GuestFailed => 4,
             Exit::Accelerator => 6,
             Exit::Host => 8,
             Exit::Bug => 10,
@@ -52,7 +54,7 @@ pub const HELP: &str = "Exit status:
    0      the guest powered off (or reset under --no-reboot), or the user quit with Ctrl-A x
    odd    the guest wrote v to isa-debug-exit: (v << 1) | 1
    2      bad usage; every fault is listed
-   4      the guest triple-faulted
+   4      the guest triple-faulted, or panicked under --action panic=exit-failure
    6      the accelerator could not be set up or could not go on
    8      the host refused a file, a thread or memory
   10      a bug in tandem

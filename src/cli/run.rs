@@ -4,11 +4,13 @@ use super::exit;
 use crate::config::accel::{Icount, TcgOptions};
 use crate::config::monitor::{Endpoint, Mode, Monitor};
 use crate::config::{
-    Accel, Chardev, Drive, Fault, LOG_ITEMS, Netdev, Rtc, Serial, Size, VmConfig, firmware, parse,
+    Accel, Chardev, Device, Drive, Fault, LOG_ITEMS, Netdev, Rtc, Serial, Size, VmConfig, firmware,
+    parse,
 };
 use crate::ctl::runtime;
 use clap::Args;
 use std::path::PathBuf;
+use tandem_accel::suggest::one_of;
 
 /// Flags of `tandem run`.
 #[derive(Args, Debug)]
@@ -43,6 +45,10 @@ pub struct RunArgs {
     /// File for what the firmware writes to its debug port
     #[arg(long, value_name = "FILE", help_heading = "Boot")]
     debugcon: Option<PathBuf>,
+    /// What firmware is told: order=LETTERS (c disk, d CD-ROM, n network), once=LETTERS, menu=on,
+    /// splash-time=MS, reboot-timeout=MS, strict=on
+    #[arg(long, value_name = "ORDER", help_heading = "Boot")]
+    boot: Vec<String>,
     /// A reset by the guest ends the machine instead of restarting it
     #[arg(long, help_heading = "Boot")]
     no_reboot: bool,
@@ -99,6 +105,10 @@ pub struct RunArgs {
     /// ringbuf,id=ID[,size=N]; repeatable
     #[arg(long = "chardev", value_name = "CHARDEV", help_heading = "Machine")]
     chardevs: Vec<String>,
+    /// Graphics card: std, the same as --device VGA, or none. Firmware, GRUB and Linux then write to
+    /// it instead of the serial port; screendump shows it
+    #[arg(long, value_name = "CARD", default_value = "none", help_heading = "Machine")]
+    vga: String,
     /// Device NAME[,property=value…]; repeatable; "help" lists the names, "NAME,help" the properties
     #[arg(long = "device", value_name = "DEVICE", help_heading = "Machine")]
     devices: Vec<String>,
@@ -130,6 +140,11 @@ pub struct RunArgs {
     /// Keep a machine that has shut down, stopped, so that it can be looked at or reset
     #[arg(long, help_heading = "Management")]
     no_shutdown: bool,
+
+    /// What comes of misfortunes: panic=pause|shutdown|exit-failure|none (told through pvpanic),
+    /// watchdog=reset|shutdown|poweroff|pause|debug|none
+    #[arg(long, value_name = "WHAT", help_heading = "Management")]
+    action: Vec<String>,
 
     /// Log execution: comma-separated items, "help" lists them
     #[arg(short = 'd', value_name = "ITEMS", help_heading = "Seeing inside")]
@@ -253,6 +268,7 @@ impl RunArgs {
         let nets = self.nets.iter().filter(|n| *n != "none").map(|n| ("--net", n));
         let all = nets.chain(self.netdevs.iter().map(|n| ("--netdev", n)));
         c.networks = all.filter_map(|(f, n)| Netdev::parse(f, n, &mut faults)).collect();
+        self.boot.iter().for_each(|b| c.firmware.boot.parse("--boot", b, &mut faults));
         c.firmware.debug = self.debugcon.clone();
         c.firmware.bios = self.bios.clone();
         if let Some(words) = &self.firmware {
@@ -261,6 +277,14 @@ impl RunArgs {
             c.drives.extend(flash);
         }
         c.drives.extend(self.pflash.iter().map(firmware::flash));
+        match self.vga.as_str() {
+            "std" => c.devices.push(Device { driver: "VGA".into(), props: Vec::new() }),
+            "none" => {}
+            other => {
+                let what = format!("there is no graphics card '{other}'");
+                faults.push(Fault::new(what, one_of(other, &["std", "none"])));
+            }
+        }
         for d in &self.devices {
             match parse::device(d) {
                 Ok(d) => c.devices.push(d),
@@ -306,6 +330,7 @@ impl RunArgs {
         c.paused = self.paused;
         c.no_reboot = self.no_reboot;
         c.no_shutdown = self.no_shutdown;
+        self.action.iter().for_each(|a| c.actions.parse(a, &mut faults));
         if let Some(items) = &self.log {
             c.log.items = parse::log_items(items, &mut faults);
         }

@@ -9,6 +9,7 @@ use tandem_backends::block::accounting::Kind;
 use tandem_backends::block::drive::Drive;
 use tandem_backends::block::throttle::{Limit, Limits};
 use tandem_backends::block::{Image, Preallocation};
+use tandem_devices::ahci::tray::Tray;
 
 crate::object! {
     /// An image.
@@ -100,6 +101,8 @@ crate::object! {
         removable: bool,
         /// The guest has locked the tray.
         locked: bool,
+        /// The tray is open, if there is one.
+        tray_open as "tray_open": Option<bool>,
         /// Whether requests succeed.
         io_status: Option<String>,
         /// The medium.
@@ -297,11 +300,29 @@ fn query_block(vm: &Machine) -> Vec<BlockInfo> {
         r#type: "unknown".into(),
         removable: d.is_removable(),
         locked: false,
+        tray_open: None,
         io_status: Some("ok".into()),
         inserted: Some(d.info(None)),
     };
+    let (all, trays) = (disks(vm), vm.trays());
+    let in_tray = |d: &Disk<'_>| trays.iter().any(|t| t.medium().as_ref() == Some(&d.name));
     // Nodes are disks when a device uses them.
-    disks(vm).iter().filter(|d| !d.is_node() || d.qdev.is_some()).map(one).collect()
+    let fixed = all.iter().filter(|d| (!d.is_node() || d.qdev.is_some()) && !in_tray(d));
+    let tray = |t: &Arc<Tray>| {
+        let medium = all.iter().find(|d| t.medium().as_ref() == Some(&d.name));
+        let node = vm.config().drives.iter().any(|d| d.is_node() && d.name(0) == t.slot);
+        BlockInfo {
+            device: if node { String::new() } else { t.slot.clone() },
+            qdev: Some(&t.id).filter(|i| !i.is_empty()).map(|i| format!("/machine/peripheral/{i}")),
+            r#type: "unknown".into(),
+            removable: true,
+            locked: t.is_locked(),
+            tray_open: Some(t.is_open()),
+            io_status: Some("ok".into()),
+            inserted: medium.map(|d| d.info(None)),
+        }
+    };
+    fixed.map(one).chain(trays.iter().map(tray)).collect()
 }
 
 fn nodes(vm: &Machine) -> Vec<BlockDeviceInfo> {

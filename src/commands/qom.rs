@@ -50,7 +50,6 @@ fn types() -> Vec<ObjectTypeInfo> {
             all.push(ty(format!("{}{NON_TRANSITIONAL}", t.name), t.name));
         }
     }
-    all.push(ty("isa-serial", "device"));
     all.extend(objects::TYPES.iter().map(|t| ty(t.name, "object")));
     all
 }

@@ -1,5 +1,7 @@
 //! Run state: stop, go on, reset, power button, quit.
 
+use super::events::WatchdogExpirationAction;
+use crate::config::action;
 use crate::machine::inbox::Event;
 use crate::machine::{Machine, run_state::RunState};
 use crate::qapi::define::Nothing;
@@ -38,6 +40,8 @@ impl ShutdownCause {
 crate::choice! {
     /// What a machine does.
     pub enum Status {
+        /// The guest has panicked.
+        GuestPanicked = "guest-panicked",
         /// It cannot go on; only a reset helps.
         InternalError = "internal-error",
         /// It was stopped by a user.
@@ -48,6 +52,8 @@ crate::choice! {
         Running = "running",
         /// The guest has shut down; only a reset helps.
         Shutdown = "shutdown",
+        /// The guest did not feed its watchdog.
+        Watchdog = "watchdog",
     }
 }
 
@@ -59,6 +65,8 @@ impl From<RunState> for Status {
             RunState::Paused => Status::Paused,
             RunState::Shutdown => Status::Shutdown,
             RunState::InternalError => Status::InternalError,
+            RunState::GuestPanicked => Status::GuestPanicked,
+            RunState::Watchdog => Status::Watchdog,
         }
     }
 }
@@ -77,6 +85,70 @@ crate::object! {
 pub fn status(vm: &Machine) -> StatusInfo {
     let state = vm.run_state();
     StatusInfo { running: state == RunState::Running, status: state.into() }
+}
+
+crate::choice! {
+    /// What comes of a guest's reset.
+    pub enum RebootAction {
+        /// It is done.
+        Reset = "reset",
+        /// The machine ends.
+        Shutdown = "shutdown",
+    }
+    /// What comes of a guest that shuts down.
+    pub enum ShutdownAction {
+        /// The machine ends.
+        Poweroff = "poweroff",
+        /// The machine is stopped, and kept.
+        Pause = "pause",
+    }
+    /// What comes of a guest's panic.
+    pub enum PanicAction {
+        /// The machine is stopped, and kept.
+        Pause = "pause",
+        /// The machine ends.
+        Shutdown = "shutdown",
+        /// The machine ends, with an exit status that tells of it.
+        ExitFailure = "exit-failure",
+        /// Nothing.
+        None = "none",
+    }
+}
+
+fn set_action(
+    vm: &mut Machine,
+    reboot: Option<RebootAction>,
+    shutdown: Option<ShutdownAction>,
+    panic: Option<PanicAction>,
+    watchdog: Option<WatchdogExpirationAction>,
+) {
+    if let Some(r) = reboot {
+        vm.set_no_reboot(r == RebootAction::Shutdown);
+    }
+    if let Some(s) = shutdown {
+        vm.set_no_shutdown(s == ShutdownAction::Pause);
+    }
+    let actions = vm.actions();
+    if let Some(p) = panic {
+        actions.panic = match p {
+            PanicAction::Pause => action::PanicAction::Pause,
+            PanicAction::Shutdown => action::PanicAction::Shutdown,
+            PanicAction::ExitFailure => action::PanicAction::ExitFailure,
+            PanicAction::None => action::PanicAction::None,
+        };
+    }
+    if let Some(w) = watchdog {
+        use WatchdogExpirationAction as Told;
+        use action::WatchdogAction as Does;
+        actions.watchdog = match w {
+            Told::Reset => Does::Reset,
+            Told::Shutdown => Does::Shutdown,
+            Told::Poweroff => Does::Poweroff,
+            Told::Pause => Does::Pause,
+            Told::Debug => Does::Debug,
+            Told::None => Does::None,
+        };
+    }
 }
 
 fn cont(vm: &mut Machine) -> Result<()> {
@@ -111,6 +183,30 @@ crate::commands! {
 
     /// Presses the power button. What comes of it is the guest's decision.
     fn "system_powerdown"(cx) -> Nothing { powerdown(cx.vm).map(|()| Nothing {}) }
+
+    /// Says what comes of a watchdog that is not fed.
+    fn "watchdog-set-action"(cx, {
+        /// What.
+        action: WatchdogExpirationAction,
+    }) -> Nothing {
+        set_action(cx.vm, None, None, None, Some(action));
+        Ok(Nothing {})
+    }
+
+    /// Says what comes of what a guest does.
+    fn "set-action"(cx, {
+        /// Of a reset.
+        reboot: Option<RebootAction>,
+        /// Of a shut-down.
+        shutdown: Option<ShutdownAction>,
+        /// Of a panic.
+        panic: Option<PanicAction>,
+        /// Of a watchdog that is not fed.
+        watchdog: Option<WatchdogExpirationAction>,
+    }) -> Nothing {
+        set_action(cx.vm, reboot, shutdown, panic, watchdog);
+        Ok(Nothing {})
+    }
 
     /// Ends the virtual machine monitor without asking the guest.
     fn "quit"(cx) -> Nothing {

@@ -1,6 +1,7 @@
 //! Firmware that starts the machine: a ROM (`--bios`), or flash with code and variables, which is
 //! drives with `if=pflash` (`--firmware`, `--pflash`).
 
+use super::boot_order::BootOrder;
 use super::{Drive, Fault, Interface, VmConfig, parse};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,12 @@ pub struct Firmware {
     /// File for what firmware writes to its debug port, 402h.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub debug: Option<PathBuf>,
+    /// What it is told about booting.
+    #[serde(skip_serializing_if = "BootOrder::is_none")]
+    pub boot: BootOrder,
+    /// The BIOS's text shows on COM1 as well when there is a VGA; without one it always does.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub serial_console: bool,
     /// What firmware and guest find in the configuration device (fw_cfg) besides the machine's own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub items: Vec<Item>,

@@ -10,6 +10,8 @@
 //! * Text becomes data in [`parse`]; the pieces have the same spelling in every front end.
 
 pub mod accel;
+pub mod action;
+pub mod boot_order;
 pub mod chardev;
 pub mod drive;
 mod fault;
@@ -84,6 +86,9 @@ pub struct VmConfig {
     pub no_reboot: bool,
     /// A machine that has shut down is kept, stopped.
     pub no_shutdown: bool,
+    /// What comes of a guest's panic and of a watchdog that is not fed.
+    #[serde(skip_serializing_if = "action::Actions::usual")]
+    pub actions: action::Actions,
     /// What is logged about the guest's execution.
     pub log: Log,
 }
@@ -112,6 +117,7 @@ impl Default for VmConfig {
             paused: false,
             no_reboot: false,
             no_shutdown: false,
+            actions: Default::default(),
             log: Log::default(),
         }
     }

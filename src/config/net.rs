@@ -17,9 +17,12 @@ pub struct Netdev {
     /// Name for cards; made up if absent.
     #[serde(default)]
     pub id: Option<String>,
-    /// A virtio-net-pci card is made for it; else a `--device` names it.
+    /// A card is made for it; else a `--device` names it.
     #[serde(default)]
     pub card: bool,
+    /// That card's type; virtio-net-pci if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// That card's address.
     #[serde(default)]
     pub mac: Option<String>,
@@ -237,8 +240,13 @@ impl Netdev {
                 return None;
             }
         };
-        let mut n =
-            Netdev { id: None, card: matches!(flag, "--net" | "-nic"), mac: None, kind: made };
+        let mut n = Netdev {
+            id: None,
+            card: matches!(flag, "--net" | "-nic"),
+            model: None,
+            mac: None,
+            kind: made,
+        };
         let (mut addr, mut remote) = (Pieces::default(), Pieces::default());
         for w in words {
             let (key, text) = w.split_once('=').unwrap_or((&w, "on"));
@@ -272,7 +280,10 @@ impl Netdev {
                 self.mac = Some(text.into());
                 return Ok(());
             }
-            "model" if self.card && matches!(text, "virtio" | "virtio-net-pci") => return Ok(()),
+            "model" if self.card && matches!(text, "virtio" | "virtio-net-pci" | "e1000e") => {
+                self.model = Some(text.into()).filter(|_| text == "e1000e");
+                return Ok(());
+            }
             _ => {}
         }
         match &mut self.kind {

@@ -176,7 +176,7 @@ fn range(s: &str) -> Option<(u64, u64)> {
     Some((a.checked_sub(n.checked_sub(1)?)?, n))
 }
 
-fn number(s: &str) -> Option<u64> {
+pub fn number(s: &str) -> Option<u64> {
     match s.strip_prefix("0x") {
         Some(h) => u64::from_str_radix(h, 16).ok(),
         None => s.parse().ok(),

@@ -59,6 +59,7 @@ impl VmConfig {
             faults.extend(creatable(p, "firmware log"));
         }
         self.serial_ports(&mut faults);
+        self.firmware.boot.judge(&mut faults);
         crate::machine::drives::judge(self, &mut faults);
         crate::machine::networks::judge(self, &mut faults);
         for d in &self.devices {

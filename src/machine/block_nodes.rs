@@ -57,13 +57,15 @@ impl Machine {
         Ok(&mut guest.board.peripherals_mut().context_mut().backends.drives)
     }
 
-    fn node(&self, name: &str) -> Option<usize> {
+    pub(super) fn node(&self, name: &str) -> Option<usize> {
         let mut all = self.config.drives.iter().enumerate();
         all.find(|(i, d)| d.name(*i) == name).map(|(i, _)| i)
     }
 
     fn node_user(&self, name: &str) -> Option<&Device> {
-        self.config.devices.iter().find(|d| d.prop("drive") == Some(name))
+        // What a CD drive uses is in its tray or not.
+        let mut fixed = self.config.devices.iter().filter(|d| d.driver != "ide-cd");
+        fixed.find(|d| d.prop("drive") == Some(name))
     }
 
     /// The drive that a client means by its own name, or by that of the node in it; with the name
@@ -83,6 +85,9 @@ impl Machine {
     pub fn user_of(&self, key: &str) -> Option<String> {
         if let Some(d) = self.node_user(key) {
             return Some(format!("a {} uses it", d.driver));
+        }
+        if self.trays().iter().any(|t| t.medium().as_deref() == Some(key)) {
+            return Some("it is in a tray".into());
         }
         let config = self.node(key).map(|i| &self.config.drives[i]);
         if config.is_some_and(|d| !d.is_node()) {
@@ -236,7 +241,7 @@ impl Machine {
         Ok(())
     }
 
-    fn take_from_shelf(&mut self, index: usize) -> Result<Drive> {
+    pub(super) fn take_from_shelf(&mut self, index: usize) -> Result<Drive> {
         // The others keep their names, which may come from their places.
         for (i, d) in self.config.drives.iter_mut().enumerate() {
             d.id = Some(d.name(i));

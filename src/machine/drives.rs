@@ -2,7 +2,7 @@
 
 use super::Failure;
 use crate::config::{self, Device, Fault, Interface, Media, VmConfig};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tandem_accel::suggest::one_of;
 use tandem_backends::block::drive::Drive;
@@ -18,6 +18,12 @@ pub fn open_all(config: &VmConfig) -> Result<Shelf, Failure> {
         }
     }
     if faults.is_empty() { Ok(drives) } else { Err(Failure::Usage(faults)) }
+}
+
+/// Names of the drives without a disc.
+pub fn empty(config: &VmConfig) -> BTreeSet<String> {
+    let all = config.drives.iter().enumerate();
+    all.filter(|(_, d)| d.is_empty()).map(|(i, d)| d.name(i)).collect()
 }
 
 /// Drives by name.
@@ -57,7 +63,7 @@ pub fn devices(config: &VmConfig) -> Vec<Device> {
     let mut devices = Vec::new();
     for (i, d) in config.drives.iter().enumerate() {
         let mut props = vec![];
-        if !d.is_empty() {
+        if !d.is_empty() || d.media == Media::Cdrom {
             props.push(("drive".to_string(), d.name(i)));
         }
         let driver = match (d.interface, d.media) {

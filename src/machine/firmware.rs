@@ -6,7 +6,7 @@ use super::cpu::Processors;
 use super::memmap::{E820Kind, ECAM, FOUR_GIB, IOAPIC, MemoryMap, PCI64, PCI64_SIZE};
 use super::nodes::nodes;
 use crate::boot;
-use crate::config::{Fault, VmConfig};
+use crate::config::{Device, Fault, VmConfig, parse};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -17,7 +17,7 @@ use tandem_accel::memory::{GuestMap, GuestRam, Region, RegionKind};
 use tandem_backends::block::drive::Drive;
 use tandem_backends::chardev::Chardev;
 use tandem_devices::acpi;
-use tandem_devices::acpi::board::{PciRoot, SmiCommand};
+use tandem_devices::acpi::board::{PciRoot, SerialPort, SmiCommand};
 use tandem_devices::firmware::bootorder::BootOrder;
 use tandem_devices::firmware::flash::Flash;
 use tandem_devices::firmware::fw_cfg::{self, FwCfg, Items, key};
@@ -29,6 +29,7 @@ use tandem_devices::legacy::serial::COM;
 use tandem_devices::pci::function::BarKind;
 use tandem_devices::pci::mch::Mch;
 use tandem_devices::pci::{Bus, host};
+use tandem_devices::pvpanic;
 use tandem_devices::timer::rtc::Rtc;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -38,8 +39,13 @@ const SMBIOS: u64 = 0xf_8000;
 /// half of the first byte, third in the high half of the second.
 const CMOS_CPUS: u8 = 0x5f;
 const CMOS_BOOT: [u8; 2] = [0x3d, 0x38];
-/// Hard disk, then CD-ROM; then network, without a check of a floppy's signature.
-const BOOT_DISK_CD_NET: [u8; 2] = [0x32, 0x41];
+
+/// Tells a BIOS which kinds of devices to try.
+pub fn set_boot_order(rtc: &Rtc, order: [u8; 2]) {
+    for (at, v) in CMOS_BOOT.into_iter().zip(order) {
+        rtc.set_byte(at, v);
+    }
+}
 
 /// A machine's firmware, in place.
 pub struct Firmware {
@@ -141,6 +147,8 @@ pub struct Facts<'a> {
     pub processors: &'a Processors,
     /// Number of serial ports.
     pub serials: usize,
+    /// Those that devices add.
+    pub more_serials: Vec<SerialPort>,
     /// Memory.
     pub map: MemoryMap,
 }
@@ -154,7 +162,15 @@ impl Facts<'_> {
             .iter()
             .map(|(port, irq)| acpi::board::SerialPort { port: *port, irq: *irq as u8 })
             .collect();
+        board.serial.extend(&self.more_serials);
         board.numa = nodes(self.config);
+        board.vga = self.has_vga();
+        let pvpanic = self.config.devices.iter().find(|d| d.driver == "pvpanic");
+        let port = |d: &Device| match d.prop("ioport") {
+            Some(text) => parse::number(text).and_then(|n| u16::try_from(n).ok()),
+            None => Some(pvpanic::PORT),
+        };
+        board.pvpanic = pvpanic.and_then(port);
         if let Some(pci) = &mut board.pci {
             pci.mem64 = vec![PCI64..=PCI64 + PCI64_SIZE - 1];
         }
@@ -180,12 +196,14 @@ impl Facts<'_> {
         })
     }
 
+    fn has_vga(&self) -> bool {
+        self.config.devices.iter().any(|d| d.driver == "VGA")
+    }
+
     /// Tells the battery-backed memory what firmware looks up there.
     pub fn to_cmos(&self, rtc: &Rtc) {
         rtc.set_byte(CMOS_CPUS, self.config.smp.cpus.saturating_sub(1).min(0xff) as u8);
-        for (at, v) in CMOS_BOOT.into_iter().zip(BOOT_DISK_CD_NET) {
-            rtc.set_byte(at, v);
-        }
+        set_boot_order(rtc, self.config.firmware.boot.cmos_bytes().0);
     }
 
     /// What firmware is told.
@@ -200,8 +218,16 @@ impl Facts<'_> {
         items.item(key::CPUS, cpus.to_le_bytes());
         items.item(key::MAX_CPUS, cpus.to_le_bytes());
         items.item(key::RAM_SIZE, self.map.low_end.to_le_bytes());
-        items.item(key::NO_GRAPHIC, 1u16.to_le_bytes());
-        items.item(key::BOOT_MENU, 0u16.to_le_bytes());
+        let on_serial = !self.has_vga() || self.config.firmware.serial_console;
+        items.item(key::NO_GRAPHIC, u16::from(on_serial).to_le_bytes());
+        let wish = &self.config.firmware.boot;
+        items.item(key::BOOT_MENU, u16::from(wish.menu).to_le_bytes());
+        if let Some(ms) = wish.splash_time {
+            items.file("etc/boot-menu-wait", ms.to_le_bytes());
+        }
+        if let Some(ms) = wish.reboot_timeout {
+            items.file("etc/boot-fail-wait", u32::from(ms).to_le_bytes());
+        }
         items.item(key::IRQ0_OVERRIDE, [1]);
         items.item(key::UUID, [0; 16]);
         items.file("etc/e820", self.e820());
@@ -210,9 +236,9 @@ impl Facts<'_> {
         items.file("etc/smbios/smbios-tables", s.structures);
         // S5 with its SLP_TYP; S3 and S4 are not there.
         items.file("etc/system-states", [0, 0, 0, 0, 0, 0x80]);
-        items.file("bootorder", order.file());
-        if self.serials > 0 {
-            // There is no display: the BIOS's text services use COM1.
+        items.file("bootorder", order.file(wish.strict));
+        if self.serials > 0 && on_serial {
+            // The BIOS's text services use COM1.
             items.file("etc/sercon-port", COM[0].0.to_le_bytes());
         }
         for item in &self.config.firmware.items {

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tandem_accel::AccelOps;
 use tandem_accel::vcpu::{StopReason, VcpuEvents};
-use tandem_devices::power::{PowerRequest, PowerSink};
+use tandem_devices::power::{News, PowerRequest, PowerSink};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Work for the main loop's thread, which alone changes the machine.
@@ -16,6 +16,8 @@ pub type Job = Box<dyn FnOnce(&mut super::Machine) + Send>;
 pub enum Event {
     /// The guest asked for power off, reset or an exit.
     Power(PowerRequest),
+    /// The guest did something that clients are told.
+    News(News),
     /// A vCPU stopped by itself.
     Stopped(u32, StopReason),
     /// Somebody wants the machine to end, whatever the guest does.
@@ -65,11 +67,17 @@ impl Inbox {
 impl PowerSink for Inbox {
     fn request(&self, request: PowerRequest) {
         if let Some(accel) = self.accel.get()
-            && !matches!(request, PowerRequest::Refused(_))
+            && !matches!(
+                request,
+                PowerRequest::Refused(_) | PowerRequest::Panicked(_) | PowerRequest::Watchdog
+            )
         {
             accel.hold();
         }
         self.post(Event::Power(request));
+    }
+    fn tell(&self, news: News) {
+        self.post(Event::News(news));
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!            0 ─┬─ RAM                                    640 KiB
-//!      a_0000 ─┼─ VGA window (nobody answers)            128 KiB
+//!      a_0000 ─┼─ VGA window, if there is a VGA           128 KiB
 //!      c_0000 ─┼─ RAM, reserved: option ROMs, firmware   256 KiB   ACPI tables from e_0000
 //!     10_0000 ─┼─ RAM                                    up to b000_0000 (or 8000_0000, see below)
 //!   b000_0000 ─┼─ PCIe configuration space (ECAM)        256 MiB   buses 0–255

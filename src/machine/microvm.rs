@@ -103,6 +103,7 @@ impl Microvm {
         let places = Arc::new(Slots::new(slots()));
         let backends = Backends {
             drives: drives::open_all(config)?,
+            empty: drives::empty(config),
             networks: networks::start_all(config)?,
             chardevs: named.iter().map(|(n, c)| (n.clone(), c.clone() as _)).collect(),
         };

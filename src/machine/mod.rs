@@ -24,8 +24,10 @@ mod hotplug;
 pub mod inbox;
 pub mod jobs;
 mod main_loop;
+pub mod media;
 pub mod memmap;
 pub mod microvm;
+mod misfortune;
 pub mod networks;
 mod nodes;
 pub mod objects;
@@ -37,6 +39,7 @@ mod snapshots;
 
 use crate::boot;
 use crate::cli::exit::Exit;
+use crate::commands::events;
 use crate::commands::run_state::ShutdownCause;
 use crate::config::{self, Fault, Object, Serial, VmConfig};
 use crate::monitor::Hub;
@@ -59,8 +62,9 @@ use tandem_accel::vcpu::{StopReason, VcpuHandle, VcpuSpec};
 use tandem_accel::{AccelOps, Error};
 use tandem_backends::block::drive::{Drive, Op};
 use tandem_backends::chardev::Chardev;
+use tandem_devices::display::Adapter;
 use tandem_devices::pci::Bus;
-use tandem_devices::power::PowerRequest;
+use tandem_devices::power::{News, PowerRequest};
 use tandem_devices::virtio::balloon::VirtioBalloon;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -349,6 +353,10 @@ impl Machine {
                 self.tell_shutdown(cause);
                 Ok(Some(Exit::Done))
             }
+            Event::News(News::TrayMoved { drive, id, open }) => {
+                self.hub.emit(events::DeviceTrayMoved { device: drive, id, tray_open: open });
+                Ok(None)
+            }
             Event::Power(PowerRequest::Off) => {
                 Ok(self.shut_down(ShutdownCause::GuestShutdown, Exit::Done))
             }
@@ -361,6 +369,8 @@ impl Machine {
                 self.reset(ShutdownCause::GuestReset)?;
                 Ok(None)
             }
+            Event::Power(PowerRequest::Panicked(what)) => Ok(self.panicked(what)),
+            Event::Power(PowerRequest::Watchdog) => self.watchdog_expired(),
             Event::Power(PowerRequest::Refused(state)) => {
                 ::log::warn!("the guest wants to sleep in {state}, which this machine has not");
                 Ok(None)
@@ -442,6 +452,11 @@ impl Machine {
     /// The balloon, if the machine has one.
     pub fn balloon(&self) -> Option<Arc<VirtioBalloon>> {
         self.guest.as_ref()?.board.peripherals().context().directory.find(None)
+    }
+
+    /// The display called `id`, or the first one.
+    pub fn display(&self, id: Option<&str>) -> Option<Arc<Adapter>> {
+        self.guest.as_ref()?.board.peripherals().context().directory.find(id)
     }
 
     /// Both I/O spaces.

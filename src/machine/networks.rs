@@ -150,7 +150,8 @@ pub fn devices(config: &VmConfig) -> Vec<Device> {
         .map(|(i, n)| {
             let mut props = vec![("netdev".into(), n.name(i))];
             props.extend(n.mac.iter().map(|m| ("mac".into(), m.clone())));
-            Device { driver: "virtio-net-pci".into(), props }
+            let driver = n.model.as_deref().unwrap_or("virtio-net-pci").into();
+            Device { driver, props }
         })
         .collect()
 }

@@ -11,7 +11,7 @@ use super::backbone::{Backbone, Interrupts, cannot, map};
 use super::board::Board;
 use super::cpu::Processors;
 use super::drives;
-use super::firmware::{Facts, Firmware, InPlace};
+use super::firmware::{self, Facts, Firmware, InPlace};
 use super::inbox::Inbox;
 use super::memmap::{ECAM, IOAPIC, MemoryMap, PCI32, PCI64, PCI64_SIZE};
 use super::networks;
@@ -26,6 +26,7 @@ use tandem_accel::irq::{CpuIntc, IrqLine};
 use tandem_accel::memory::{GuestMap, GuestRam};
 use tandem_accel::{AccelOps, Error};
 use tandem_backends::chardev::Chardev;
+use tandem_devices::acpi::board::SerialPort;
 use tandem_devices::ahci::Ahci;
 use tandem_devices::firmware::bootorder::BootOrder;
 use tandem_devices::firmware::shadow::Shadow;
@@ -34,6 +35,7 @@ use tandem_devices::legacy::debug::{POST_PORT, PostCode};
 use tandem_devices::legacy::i8042::I8042;
 use tandem_devices::legacy::reset::{PORT_A, PortA, ResetControl};
 use tandem_devices::legacy::serial::Serial;
+use tandem_devices::legacy::uarts::IsaSerial;
 use tandem_devices::pci::assign::{Ranges, assign};
 use tandem_devices::pci::decode::Decoder;
 use tandem_devices::pci::ich9::{Ich9Lpc, Programmed};
@@ -97,6 +99,8 @@ pub struct Q35 {
     ahci: Arc<Ahci>,
     peripherals: Peripherals,
     start: Start,
+    /// What a BIOS tries after a reset.
+    boot_order: [u8; 2],
 }
 
 /// What starts the machine.
@@ -132,6 +136,7 @@ impl Q35 {
         let boot_order = Arc::new(BootOrder::default());
         let backends = Backends {
             drives,
+            empty: drives::empty(config),
             networks: networks::start_all(config)?,
             chardevs: named.iter().map(|(n, c)| (n.clone(), c.clone() as _)).collect(),
         };
@@ -150,6 +155,7 @@ impl Q35 {
             config,
             processors,
             serials: backbone.serials.len(),
+            more_serials: uarts(peripherals.context()),
             map: MemoryMap::new(config.memory),
         };
         facts.to_cmos(&backbone.rtc);
@@ -160,7 +166,8 @@ impl Q35 {
             }
             None => Start::Kernel(facts.in_place()?),
         };
-        Ok(Q35 { backbone, hpet, lpc, root, ahci, peripherals, start })
+        let boot_order = config.firmware.boot.cmos_bytes().1;
+        Ok(Q35 { backbone, hpet, lpc, root, ahci, peripherals, start, boot_order })
     }
 }
 
@@ -220,6 +227,7 @@ impl Board for Q35 {
         self.lpc.reset();
         self.hpet.reset();
         self.backbone.reset();
+        firmware::set_boot_order(&self.backbone.rtc, self.boot_order);
     }
 }
 
@@ -233,6 +241,12 @@ fn hpet(backbone: &Backbone) -> Result<Arc<Hpet>, Failure> {
         rtc.set_irq_enabled(!replaced);
     });
     Ok(hpet)
+}
+
+/// The serial ports that devices add, for tables.
+fn uarts(context: &DeviceContext) -> Vec<SerialPort> {
+    let all = context.directory.all::<IsaSerial>();
+    all.iter().map(|s| SerialPort { port: s.base, irq: s.irq }).collect()
 }
 
 /// The PCI root bus with host bridge and LPC bridge: as after RESET with a shadow, for firmware;

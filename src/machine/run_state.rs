@@ -7,6 +7,7 @@
 //!       │ reset           │   └─ the guest turns off (no_shutdown), accelerator error
 //!       │                 ▼      (no_shutdown)
 //!       └──────── Shutdown, InternalError             (not started again without a reset)
+//!   Running ──► GuestPanicked, Watchdog                (as Paused, with the reason)
 //! ```
 //!
 //! Only the main loop's thread moves along an arrow. While the state is not `Running`, every vCPU
@@ -33,6 +34,10 @@ pub enum RunState {
     Shutdown,
     /// The accelerator cannot go on.
     InternalError,
+    /// The guest has panicked.
+    GuestPanicked,
+    /// The guest did not feed its watchdog.
+    Watchdog,
 }
 
 impl RunState {

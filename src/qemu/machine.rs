@@ -3,8 +3,10 @@
 use super::keyval::Pairs;
 use super::{Builder, Question};
 use crate::cli::run;
+use crate::config::action::{PanicAction, WatchdogAction};
 use crate::config::{Accel, Fault, Size, parse};
 use std::path::PathBuf;
+use tandem_accel::suggest::one_of;
 
 type Done = Result<(), Fault>;
 
@@ -191,14 +193,13 @@ impl Builder {
     }
 
     pub(super) fn boot(&mut self, value: &str) -> Done {
-        let mut p = Pairs::parse("boot", value, Some("order"))?;
-        let _ = p.flag("strict")?;
-        if p.flag("menu")? == Some(true) {
-            self.faults.push(Fault::new("-boot menu=on is not supported", "use menu=off"));
+        let words = parse::split_commas(value);
+        // A picture would be shown by a BIOS that nobody looks at.
+        let words: Vec<&str> =
+            words.iter().map(String::as_str).filter(|w| !w.starts_with("splash=")).collect();
+        if !words.is_empty() {
+            self.config.firmware.boot.parse("-boot", &words.join(","), &mut self.faults);
         }
-        // There is one kernel to boot, or one disk.
-        let _ = (p.take("order"), p.take("once"), p.take("splash"), p.take("splash-time"));
-        self.leftovers(p, &["order", "strict", "menu"]);
         Ok(())
     }
 
@@ -219,13 +220,33 @@ impl Builder {
             Some("pause") => self.config.no_shutdown = true,
             Some(v) => self.faults.push(refused("shutdown", v, "poweroff or pause")),
         }
-        match p.take("panic").as_deref() {
-            None | Some("shutdown" | "none" | "exit-failure" | "pause") => {}
-            Some(v) => self.faults.push(refused("panic", v, "shutdown")),
+        if let Some(v) = p.take("panic") {
+            match PanicAction::NAMES.iter().find(|(n, _)| *n == v) {
+                Some((_, a)) => self.config.actions.panic = *a,
+                None => {
+                    let names = PanicAction::NAMES.map(|(n, _)| n).join(", ");
+                    self.faults.push(refused("panic", &v, &names));
+                }
+            }
         }
-        let _ = p.take("watchdog");
-        self.leftovers(p, &["reboot", "shutdown", "panic"]);
+        if let Some(v) = p.take("watchdog") {
+            self.watchdog_action(&v)?;
+        }
+        self.leftovers(p, &["reboot", "shutdown", "panic", "watchdog"]);
         Ok(())
+    }
+
+    pub(super) fn watchdog_action(&mut self, value: &str) -> Done {
+        match WatchdogAction::NAMES.iter().find(|(n, _)| *n == value) {
+            Some((_, a)) => {
+                self.config.actions.watchdog = *a;
+                Ok(())
+            }
+            None => Err(Fault::new(
+                format!("watchdog action '{value}' is not supported"),
+                one_of(value, &WatchdogAction::NAMES.map(|(n, _)| n)),
+            )),
+        }
     }
 
     pub(super) fn log_items(&mut self, value: &str) -> Done {

@@ -128,6 +128,8 @@ pub struct Builder {
     nodefaults: bool,
     nographic: bool,
     headless: bool,
+    /// A VGA without `-device`.
+    vga: bool,
     snapshot: bool,
     faults: Vec<Fault>,
 }

@@ -14,6 +14,11 @@ impl Builder {
         self.settle_chardevs();
         self.settle_nodes();
         self.settle_flash();
+        if self.vga {
+            self.config.devices.insert(0, Device { driver: "VGA".into(), props: Vec::new() });
+        }
+        // As with QEMU, whoever has but a terminal sees there what firmware says.
+        self.config.firmware.serial_console |= self.nographic;
         if self.snapshot {
             let disks = self.config.drives.iter_mut().filter(|d| !d.is_empty());
             disks.for_each(|d| d.snapshot = true);

@@ -155,6 +155,9 @@ pub static OPTIONS: &[Opt] = &[
         Ok(())
     }),
     opt("action", "event=action…", "what comes of reboot, shutdown, panic", Builder::action),
+    opt("watchdog-action", "ACTION", "what comes of a watchdog that is not fed", |b, v| {
+        b.watchdog_action(v)
+    }),
     opt("nodefaults", "", "no devices that were not asked for", |b, _| {
         b.nodefaults = true;
         Ok(())
@@ -170,9 +173,16 @@ pub static OPTIONS: &[Opt] = &[
         }
         _ => Err(Fault::new(format!("-display {v} is not supported"), NO_DISPLAY)),
     }),
-    opt("vga", "none", "no graphics card", |_, v| match v {
-        "none" => Ok(()),
-        _ => Err(Fault::new(format!("-vga {v} is not supported"), "use -vga none")),
+    opt("vga", "std|none", "graphics card; none if not said", |b, v| {
+        b.vga = match v {
+            "std" => true,
+            "none" => false,
+            _ => {
+                let what = format!("-vga {v} is not supported");
+                return Err(Fault::new(what, "use -vga std or -vga none"));
+            }
+        };
+        Ok(())
     }),
     opt("daemonize", "", "go on in the background when the machine is built", |b, _| {
         b.process.daemonize = true;
@@ -237,8 +247,7 @@ pub static OPTIONS: &[Opt] = &[
     refuse("icount", "key=value…", "instructions are not counted; remove it"),
     refuse("gdb", "WHERE", "there is no debugger's port yet; see inside with -d"),
     refuse("s", "", "there is no debugger's port yet; see inside with -d"),
-    refuse("watchdog", "MODEL", "there is no watchdog; remove it"),
-    refuse("watchdog-action", "ACTION", "there is no watchdog; remove it"),
+    refuse("watchdog", "MODEL", "use -device i6300esb"),
     refuse("fsdev", "key=value…", "there is no file sharing yet; use a disk image"),
     refuse("virtfs", "key=value…", "there is no file sharing yet; use a disk image"),
     refuse("tpmdev", "key=value…", "there is no TPM; remove it"),

@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 use vm_memory::{
-    GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
-    mmap::MmapRegionBuilder,
+    GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion, mmap::MmapRegionBuilder,
 };
 
 /// log2 of the page size of dirty and watch bits.
@@ -27,7 +26,8 @@ pub trait WriteWatch: Send + Sync {
 }
 
 struct Bits {
-    base: u64,
+    /// Where the first byte is; it changes only while the region is in no map.
+    base: AtomicU64,
     log: AtomicBool,
     dirty: Box<[AtomicU64]>,
     watched: Box<[AtomicU64]>,
@@ -54,7 +54,7 @@ impl PageBits {
     /// Bits for `len` bytes at guest physical address `base`.
     pub fn new(base: u64, len: usize) -> PageBits {
         PageBits(Arc::new(Bits {
-            base,
+            base: AtomicU64::new(base),
             log: AtomicBool::new(false),
             dirty: words(len),
             watched: words(len),
@@ -109,7 +109,7 @@ impl PageBits {
 
 impl fmt::Debug for PageBits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PageBits({:#x})", self.0.base)
+        write!(f, "PageBits({:#x})", self.0.base.load(Ordering::Relaxed))
     }
 }
 
@@ -137,7 +137,7 @@ impl Bitmap for PageBits {
             let page_end = ((at >> PAGE_BITS) + 1) << PAGE_BITS;
             let n = page_end.min(end) - at;
             if self.is_watched(at) {
-                watcher.written(self.0.base + at as u64, n);
+                watcher.written(self.0.base.load(Ordering::Relaxed) + at as u64, n);
             }
             at += n;
         }
@@ -176,6 +176,8 @@ pub enum RegionKind {
     Ram,
     /// Guest writes go to the I/O bus (and usually nowhere).
     Rom,
+    /// Readable and writable memory of a device, behind a BAR: no part of the machine's RAM.
+    Device,
 }
 
 /// A contiguous piece of guest physical memory backed by host memory.
@@ -213,6 +215,12 @@ impl Region {
     /// The same memory as another kind of region: RAM that becomes write-protected, or back.
     pub fn with_kind(&self, kind: RegionKind) -> Region {
         Region { kind, ..self.clone() }
+    }
+    /// The same memory at another address, for a region that is in no map: a device's, which
+    /// software places.
+    pub fn moved(&self, gpa: u64) -> Region {
+        self.bits().0.base.store(gpa, Ordering::Relaxed);
+        Region { gpa, ..self.clone() }
     }
     /// Length in bytes, a multiple of 4 KiB.
     pub fn len(&self) -> u64 {
@@ -359,7 +367,7 @@ impl GuestMap {
     fn follow(&self, regions: &[Region]) {
         let arcs = regions
             .iter()
-            .filter(|r| r.kind == RegionKind::Ram)
+            .filter(|r| r.kind != RegionKind::Rom)
             .filter_map(|r| GuestRegionMmap::with_arc(r.mmap.clone(), GuestAddress(r.gpa)))
             .map(Arc::new)
             .collect();
@@ -421,15 +429,15 @@ impl GuestMap {
         self.regions.read().unwrap().iter().find(|r| r.contains(gpa)).cloned()
     }
 
-    /// RAM for devices and loaders (vm-memory).
+    /// What devices and loaders may write: RAM, and devices' memory (vm-memory).
     pub fn ram(&self) -> Arc<GuestRam> {
         self.ram.read().unwrap().clone()
     }
 
     /// Total RAM in bytes.
     pub fn ram_size(&self) -> u64 {
-        use vm_memory::GuestMemoryBackend;
-        self.ram().iter().map(|r| r.len()).sum()
+        let regions = self.regions.read().unwrap();
+        regions.iter().filter(|r| r.kind == RegionKind::Ram).map(Region::len).sum()
     }
 }
 
@@ -501,6 +509,25 @@ mod tests {
         fn removed(&self, r: &Region) {
             self.0.lock().unwrap().push((false, r.gpa, r.kind));
         }
+    }
+
+    #[test]
+    fn a_device_s_memory_moves_and_is_no_ram() {
+        let m = GuestMap::new();
+        m.add("ram", RegionKind::Ram, 0, 0x1000).unwrap();
+        let seen = Arc::new(Seen(Mutex::default()));
+        m.set_watcher(seen.clone());
+        let vram = Region::new("vram", RegionKind::Device, 0, 0x2000).unwrap();
+        for at in [0x10000, 0x40000] {
+            m.insert(&vram.moved(at)).unwrap();
+            assert_eq!(m.ram_size(), 0x1000);
+            vram.bits().watch(0x1000, true);
+            m.ram().write_obj(7u8, GuestAddress(at + 0x1008)).unwrap();
+            assert_eq!(seen.0.lock().unwrap().pop(), Some((at + 0x1008, 1)));
+            m.remove(at).unwrap();
+        }
+        let mut b = [0];
+        assert!(vram.read(0x1008, &mut b) && b == [7]);
     }
 
     #[test]

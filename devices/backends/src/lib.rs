@@ -3,8 +3,11 @@
 
 pub mod block;
 pub mod chardev;
+pub mod crc32;
 pub mod entropy;
 pub mod fdset;
 pub mod nbd;
 pub mod net;
 pub mod p9;
+pub mod picture;
+pub mod rom;

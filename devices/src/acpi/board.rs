@@ -169,6 +169,8 @@ pub struct Board {
     pub i8042: bool,
     /// A CMOS real-time clock at ports 70h and 71h.
     pub rtc: bool,
+    /// The port by which the guest tells of a panic.
+    pub pvpanic: Option<u16>,
     /// A VGA that may be probed.
     pub vga: bool,
     /// Virtio devices that are not on PCI.
@@ -212,6 +214,7 @@ impl Board {
             serial: vec![SerialPort { port: 0x3f8, irq: 4 }],
             i8042: false,
             rtc: true,
+            pvpanic: None,
             vga: false,
             virtio_mmio: Vec::new(),
             numa: None,

@@ -79,6 +79,16 @@ pub(super) fn ports_and_lines(board: &Board) -> Vec<Raw> {
         let res = [ports(s.port, 8), Raw::of(&IsaIrq(s.irq))];
         c.push(isa(&format!("COM{}", i + 1), "PNP0501", i as u8 + 1, &res));
     }
+    if let Some(port) = board.pvpanic {
+        c.push(Raw::of(&Device::new(
+            "PEVT".into(),
+            vec![
+                &Name::new("_HID".into(), &"QEMU0001"),
+                &Name::new("_STA".into(), &0x0fu8),
+                &Name::new("_CRS".into(), &resources(&[ports(port, 1)])),
+            ],
+        )));
+    }
     c
 }
 

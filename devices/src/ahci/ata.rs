@@ -380,8 +380,8 @@ impl Target for Disk {
         self.drive.set_writeback(self.writeback);
     }
 
-    fn drive(&self) -> Option<&Arc<Drive>> {
-        Some(&self.drive)
+    fn drive(&self) -> Option<Arc<Drive>> {
+        Some(self.drive.clone())
     }
 
     fn name(&self) -> &str {

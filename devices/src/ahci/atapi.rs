@@ -5,7 +5,7 @@ use super::ata::Naming;
 use super::identify::Words;
 use super::scsi::{self, BLOCK, Medium, Reply, Sense};
 use super::target::{ABRT, Action, Command, DRDY, ERR, GOOD, Protocol, Registers, Target};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use tandem_backends::block::Error;
 use tandem_backends::block::drive::Drive;
 
@@ -33,19 +33,51 @@ const REASON: u16 = 3;
 
 /// A CD drive.
 pub struct CdDrive {
-    drive: Option<Arc<Drive>>,
+    medium: Mutex<Option<Arc<Drive>>>,
     naming: Naming,
     state: Mutex<scsi::State>,
+    /// Called when the guest has moved the tray; says whether it is open.
+    moved: OnceLock<Moved>,
 }
+
+type Moved = Box<dyn Fn(bool) + Send + Sync>;
 
 impl CdDrive {
     /// A drive with the medium of `drive`, or empty.
     pub fn new(drive: Option<Arc<Drive>>, naming: Naming) -> CdDrive {
-        CdDrive { drive, naming, state: Mutex::default() }
+        let (medium, state) = (Mutex::new(drive), Mutex::default());
+        CdDrive { medium, naming, state, moved: OnceLock::new() }
+    }
+
+    /// Installs what is called when the guest has moved the tray.
+    pub fn on_moved(&self, f: impl Fn(bool) + Send + Sync + 'static) {
+        let _ = self.moved.set(Box::new(f));
+    }
+
+    /// Whether the tray is open, and whether the guest has locked it.
+    pub fn tray(&self) -> (bool, bool) {
+        let s = self.state.lock().unwrap();
+        (s.open, s.locked)
+    }
+
+    /// Opens or closes the tray as by its button or by force; returns whether it has moved.
+    pub fn move_tray(&self, open: bool) -> bool {
+        let disc = self.drive().is_some();
+        self.state.lock().unwrap().move_tray(open, disc)
+    }
+
+    /// Presses the button of a tray that is locked: the guest may open it.
+    pub fn request_eject(&self) {
+        self.state.lock().unwrap().event = scsi::Event::EjectRequest;
+    }
+
+    /// Puts another disc in, or none; returns the old one.
+    pub fn exchange(&self, medium: Option<Arc<Drive>>) -> Option<Arc<Drive>> {
+        std::mem::replace(&mut *self.medium.lock().unwrap(), medium)
     }
 
     fn medium(&self) -> Option<Medium> {
-        let blocks = self.drive.as_ref()?.size() / BLOCK;
+        let blocks = self.drive()?.size() / BLOCK;
         Some(Medium { blocks: u32::try_from(blocks).unwrap_or(u32::MAX) })
     }
 
@@ -75,7 +107,15 @@ impl CdDrive {
     fn packet(&self, c: &Command) -> Action {
         let naming = scsi::Inquiry { naming: &self.naming };
         let medium = self.medium();
-        let reply = scsi::execute(&mut self.state.lock().unwrap(), &naming, medium, &c.cdb);
+        let (reply, moved) = {
+            let state = &mut *self.state.lock().unwrap();
+            let before = state.open;
+            let reply = scsi::execute(state, &naming, medium, &c.cdb);
+            (reply, (state.open != before).then_some(state.open))
+        };
+        if let (Some(open), Some(tell)) = (moved, self.moved.get()) {
+            tell(open);
+        }
         match reply {
             Reply::Done => Action::Done(self.done(c)),
             Reply::Data(data) if data.is_empty() => Action::Done(self.done(c)),
@@ -115,7 +155,7 @@ impl Target for CdDrive {
                 done(Registers { lba: SIGNATURE_LBA, count: 1, ..Registers::failed(c, ABRT) })
             }
             op::DEVICE_RESET | op::DIAGNOSTIC => {
-                *self.state.lock().unwrap() = scsi::State::default();
+                self.reset();
                 done(self.after_reset())
             }
             op::CHECK_POWER => done(Registers { count: 0xff, ..Registers::good(c) }),
@@ -145,11 +185,12 @@ impl Target for CdDrive {
     }
 
     fn reset(&self) {
-        *self.state.lock().unwrap() = scsi::State::default();
+        let mut s = self.state.lock().unwrap();
+        *s = s.after_reset();
     }
 
-    fn drive(&self) -> Option<&Arc<Drive>> {
-        self.drive.as_ref()
+    fn drive(&self) -> Option<Arc<Drive>> {
+        self.medium.lock().unwrap().clone()
     }
 
     fn name(&self) -> &str {
@@ -159,7 +200,7 @@ impl Target for CdDrive {
 
 impl Drop for CdDrive {
     fn drop(&mut self) {
-        if let Some(d) = &self.drive {
+        if let Some(d) = self.drive() {
             d.give_back();
         }
     }

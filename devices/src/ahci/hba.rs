@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use tandem_accel::bus::BusDevice;
 use tandem_accel::memory::GuestMap;
 use tandem_backends::block::Error;
+use tandem_backends::block::drive::Drive;
 use tandem_backends::block::engine::{self, Engine, Requester};
 
 /// Length of the registers.
@@ -36,6 +37,15 @@ struct Place {
 }
 
 impl Place {
+    /// Has commands worked on by the engine of `drive`.
+    fn work_on(&self, drive: Option<Arc<Drive>>) {
+        let requester: Arc<dyn Requester> = self.port.clone();
+        let engine = drive.map(|d| engine::start(&d, requester));
+        let old = std::mem::replace(&mut *self.engine.lock().unwrap(), engine);
+        // Without the lock: it waits for what is in flight.
+        drop(old);
+    }
+
     /// Has commands worked on: by the drive's engine; without a drive there is nothing to wait for.
     fn kick(&self) {
         let engine = self.engine.lock().unwrap().clone();
@@ -86,11 +96,17 @@ impl Hba {
         if !place.port.plug(target.clone()) {
             return false;
         }
-        if let Some(drive) = target.drive() {
-            let requester: Arc<dyn Requester> = place.port.clone();
-            *place.engine.lock().unwrap() = Some(engine::start(drive, requester));
-        }
+        place.work_on(target.drive());
         true
+    }
+
+    /// The device on port `n` has another drive, or none. Returns when what was asked of the old one
+    /// is done.
+    pub fn replace(&self, n: usize, drive: Option<Arc<Drive>>) {
+        if let Some(place) = self.places.get(n) {
+            place.work_on(drive);
+            place.kick();
+        }
     }
 
     /// Back to the state after power-on. Returns when nothing is in flight any more.

@@ -23,6 +23,7 @@ mod irq;
 mod port;
 pub mod scsi;
 pub mod target;
+pub mod tray;
 
 use crate::firmware::bootorder::{self, BootOrder};
 use crate::pci::capability::Capability;
@@ -30,6 +31,7 @@ use crate::pci::function::BarKind;
 use crate::pci::{
     Bar, Bus, Devfn, Function, FunctionSpec, Identity, Msi, PciDevice, PciError, Pin,
 };
+use crate::power::News;
 use crate::registry::{
     BusKind, Device, DeviceContext, DeviceFault, DeviceType, Properties, Property, PropertyKind,
 };
@@ -41,6 +43,7 @@ use std::sync::Arc;
 use tandem_accel::memory::GuestMap;
 use tandem_backends::block::drive::Drive;
 use target::Target;
+use tray::Tray;
 
 /// Where the board's own adapter is, and the name of its buses.
 pub const BUILT_IN: Devfn = Devfn::from_byte(0x1f << 3 | 2);
@@ -292,8 +295,24 @@ fn create_disk(ctx: &DeviceContext, p: &Properties) -> Result<Arc<dyn Device>, D
 fn create_cd(ctx: &DeviceContext, p: &Properties) -> Result<Arc<dyn Device>, DeviceFault> {
     let place = place(ctx, p)?;
     let naming = naming(p, &serial(place.1), "TANDEM DVD-ROM")?;
-    let drive = p.text("drive").map(|id| take_drive(ctx, id)).transpose()?;
-    plug(ctx, p, place, Arc::new(CdDrive::new(drive, naming)))
+    let slot = p.text("drive").unwrap_or_default();
+    let drive = match slot.is_empty() || ctx.backends.empty.contains(slot) {
+        true => None,
+        false => Some(take_drive(ctx, slot)?),
+    };
+    let (id, slot) = (p.text("id").unwrap_or_default().to_string(), slot.to_string());
+    let medium = drive.is_some().then(|| slot.clone());
+    let cd = Arc::new(CdDrive::new(drive, naming));
+    let (power, names) = (ctx.power.clone(), (id.clone(), slot.clone()));
+    cd.on_moved(move |open| {
+        let (id, drive) = names.clone();
+        power.tell(News::TrayMoved { drive, id, open });
+    });
+    let at = (place.0.hba.clone(), place.1);
+    let device = plug(ctx, p, place, cd.clone())?;
+    let tray = Tray::new((id.clone(), slot), cd, at, medium);
+    ctx.directory.add(&id, Arc::new(tray));
+    Ok(device)
 }
 
 inventory::submit! {

@@ -58,6 +58,10 @@ impl Sense {
     pub const BEYOND: Sense = Sense::new(5, 0x21, 0);
     /// The command has a field that makes no sense.
     pub const BAD_FIELD: Sense = Sense::new(5, 0x24, 0);
+    /// There may be another disc.
+    pub const CHANGED: Sense = Sense::new(6, 0x28, 0);
+    /// There is no disc, and the tray is open.
+    pub const TRAY_OPEN: Sense = Sense::new(2, 0x3a, 2);
     /// The drive has been told not to let the disc go.
     pub const PREVENTED: Sense = Sense::new(5, 0x53, 2);
 }
@@ -71,6 +75,45 @@ pub struct State {
     pub locked: bool,
     /// The tray is open.
     pub open: bool,
+    /// The next command is told that there may be another disc (SPC-4 §5.14).
+    pub attention: bool,
+    /// What happened to the disc since somebody has last asked.
+    pub event: Event,
+}
+
+/// What happens to a disc (MMC-6 §6.5.5, media events).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Event {
+    /// Nothing.
+    #[default]
+    Nothing = 0,
+    /// Somebody wants it, and the drive may not let it go.
+    EjectRequest = 1,
+    /// There is one that was not there before.
+    New = 2,
+    /// It has gone.
+    Removed = 3,
+}
+
+impl State {
+    /// After a reset: the tray is where it was.
+    pub fn after_reset(&self) -> State {
+        State { open: self.open, ..State::default() }
+    }
+
+    /// Opens or closes the tray, in which there is a disc or not; returns whether it has moved.
+    pub fn move_tray(&mut self, open: bool, disc: bool) -> bool {
+        if self.open == open {
+            return false;
+        }
+        self.open = open;
+        if disc {
+            self.event = if open { Event::Removed } else { Event::New };
+            self.attention = !open;
+        }
+        true
+    }
 }
 
 /// A disc.
@@ -125,7 +168,14 @@ pub fn execute(
     disc: Option<Medium>,
     cdb: &[u8; 16],
 ) -> Reply {
-    let disc = disc.filter(|_| !state.open).ok_or(Sense::NO_MEDIUM);
+    let loaded = disc.is_some();
+    let missing = if state.open { Sense::TRAY_OPEN } else { Sense::NO_MEDIUM };
+    let disc = disc.filter(|_| !state.open).ok_or(missing);
+    let told =
+        matches!(cdb[0], op::INQUIRY | op::REQUEST_SENSE | op::GET_CONFIGURATION | op::GET_EVENT);
+    if !told && std::mem::take(&mut state.attention) {
+        return Reply::Check(Sense::CHANGED);
+    }
     let reply = match cdb[0] {
         op::INQUIRY => inquire(inquiry, cdb),
         op::REQUEST_SENSE => {
@@ -142,7 +192,7 @@ pub fn execute(
         op::START_STOP => match cdb[4] & 3 {
             2 if state.locked => Err(Sense::PREVENTED),
             eject @ (2 | 3) => {
-                state.open = eject == 2;
+                state.move_tray(eject == 2, loaded);
                 Ok(Reply::Done)
             }
             _ => Ok(Reply::Done),
@@ -159,7 +209,7 @@ pub fn execute(
         op::SYNCHRONIZE | op::SET_SPEED => Ok(Reply::Done),
         op::READ_TOC => disc.and_then(|d| table_of_contents(d, cdb)),
         op::GET_CONFIGURATION => configuration(disc.ok(), cdb),
-        op::GET_EVENT => event(disc.is_ok(), cdb),
+        op::GET_EVENT => event(state, disc.is_ok(), cdb),
         op::READ_DISC_INFORMATION => disc.map(|_| {
             let mut d = vec![0; 34];
             // A finished disc of one session and one track; not erasable; its identification does
@@ -344,13 +394,17 @@ fn configuration(disc: Option<Medium>, cdb: &[u8; 16]) -> Result<Reply, Sense> {
 }
 
 /// GET EVENT STATUS NOTIFICATION, which is only polled (MMC-6 §6.5).
-fn event(there: bool, cdb: &[u8; 16]) -> Result<Reply, Sense> {
+fn event(state: &mut State, there: bool, cdb: &[u8; 16]) -> Result<Reply, Sense> {
     const MEDIA: u8 = 1 << 4;
     if cdb[1] & 1 == 0 {
         return Err(Sense::BAD_FIELD);
     }
     let b = match cdb[4] & MEDIA != 0 {
-        true => vec![0, 6, 4, MEDIA, 0, if there { 2 } else { 0 }, 0, 0],
+        true => {
+            let happened = std::mem::take(&mut state.event) as u8;
+            let now = u8::from(state.open) | u8::from(there) << 1;
+            vec![0, 6, 4, MEDIA, happened, now, 0, 0]
+        }
         // No class that there is was asked for.
         false => vec![0, 2, 0x80, MEDIA],
     };
@@ -387,4 +441,78 @@ fn mode_pages(asked: u8) -> Result<Vec<u8>, Sense> {
         }
     }
     Ok(pages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+
+    fn naming() -> Naming {
+        Naming { serial: "S".into(), model: "TANDEM CD".into(), version: "1".into(), wwn: 0 }
+    }
+
+    fn run(state: &mut State, disc: Option<Medium>, bytes: &[u8]) -> Reply {
+        let mut cdb = [0; 16];
+        cdb[..bytes.len()].copy_from_slice(bytes);
+        execute(state, &Inquiry { naming: &naming() }, disc, &cdb)
+    }
+
+    const GET_EVENT: [u8; 9] = [0x4a, 1, 0, 0, 0x10, 0, 0, 0, 8];
+
+    /// What has happened to the disc, and where it is.
+    fn event(state: &mut State, disc: Option<Medium>) -> (u8, u8) {
+        match run(state, disc, &GET_EVENT) {
+            Reply::Data(d) => (d[4], d[5]),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_new_disc_is_told_once_by_attention_and_by_event() {
+        let (mut s, disc) = (State::default(), Some(Medium { blocks: 100 }));
+        assert_eq!((run(&mut s, disc, &[0]), event(&mut s, disc)), (Reply::Done, (0, 2)));
+        assert!(s.move_tray(true, true) && !s.move_tray(true, true));
+        assert_eq!(event(&mut s, disc), (Event::Removed as u8, 1));
+        assert_eq!(run(&mut s, disc, &[0]), Reply::Check(Sense::TRAY_OPEN));
+        assert!(s.move_tray(false, true));
+        // What tells of the drive is not held up.
+        assert!(matches!(run(&mut s, disc, &[0x12, 0, 0, 0, 36]), Reply::Data(_)));
+        assert_eq!(event(&mut s, disc), (Event::New as u8, 2));
+        assert_eq!(event(&mut s, disc), (0, 2));
+        assert_eq!(run(&mut s, disc, &[0x25]), Reply::Check(Sense::CHANGED));
+        assert!(matches!(run(&mut s, disc, &[0x25]), Reply::Data(_)));
+        // A locked tray is asked for; the guest lets it go.
+        run(&mut s, disc, &[0x1e, 0, 0, 0, 1]);
+        s.event = Event::EjectRequest;
+        assert_eq!(event(&mut s, disc), (1, 2));
+        assert_eq!(run(&mut s, disc, &[0x1b, 0, 0, 0, 2]), Reply::Check(Sense::PREVENTED));
+        run(&mut s, disc, &[0x1e, 0, 0, 0, 0]);
+        assert_eq!(run(&mut s, disc, &[0x1b, 0, 0, 0, 2]), Reply::Done);
+        assert_eq!((s.open, s.after_reset().open), (true, true));
+        assert!(s.move_tray(false, false));
+        assert_eq!(run(&mut s, None, &[0]), Reply::Check(Sense::NO_MEDIUM));
+    }
+
+    #[test]
+    fn a_hostile_guest_ends_nothing() {
+        let (mut s, mut r) = (State::default(), Random::default());
+        for _ in 0..200_000 {
+            let mut cdb = [r.word().to_le_bytes(), r.word().to_le_bytes()].concat();
+            if r.next() & 1 == 0 {
+                cdb[0] =
+                    [0x00, 0x03, 0x12, 0x1a, 0x1b, 0x25, 0x28, 0x43, 0x46, 0x4a, 0x51, 0x5a, 0xbe]
+                        [(r.next() >> 8) as usize % 13];
+            }
+            let blocks = r.word() as u32;
+            let disc = (r.next() & 3 != 0).then_some(Medium { blocks });
+            match run(&mut s, disc, &cdb) {
+                Reply::Read { block, blocks: n } => {
+                    assert!(block.checked_add(n).unwrap() <= blocks)
+                }
+                Reply::Data(d) => assert!(d.len() < 1 << 16),
+                Reply::Done | Reply::Check(_) => {}
+            }
+        }
+    }
 }

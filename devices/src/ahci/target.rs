@@ -136,7 +136,7 @@ pub trait Target: Send + Sync {
     /// Back to the state after power-on, or after a reset over the cable.
     fn reset(&self);
     /// What it reads and writes; a CD drive without a medium has none.
-    fn drive(&self) -> Option<&Arc<Drive>>;
+    fn drive(&self) -> Option<Arc<Drive>>;
     /// Its name in messages.
     fn name(&self) -> &str;
 }

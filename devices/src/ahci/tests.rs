@@ -91,7 +91,7 @@ impl Machine {
         make("ide-hd", &disk).unwrap();
         make("ide-cd", &[("drive", "cd"), ("bus", "ide.2")]).unwrap();
         make("ide-cd", &[("bus", "ide.3")]).unwrap();
-        assert_eq!(ctx.boot_order.file(), b"/pci@i0cf8/pci8086,2922@1f,2/drive@0/disk@0\0");
+        assert_eq!(ctx.boot_order.file(false), b"/pci@i0cf8/pci8086,2922@1f,2/drive@0/disk@0\0");
         let ranges = Ranges { io: 0..0, mem32: 0xc000_0000..0xd000_0000, mem64: 0..0 };
         assign(&rig.pci.bus, ranges).unwrap();
         ahci.function.write(4, &[6, 0]);

@@ -15,14 +15,16 @@ impl BootOrder {
         self.0.lock().unwrap_or_else(|e| e.into_inner()).push((index, path));
     }
 
-    /// The file: a path a line, closed by a NUL. Empty if nobody has said anything.
-    pub fn file(&self) -> Vec<u8> {
+    /// The file: a path a line, closed by a NUL. Empty if nobody has said anything. `strict` says
+    /// that nothing else is to be tried.
+    pub fn file(&self, strict: bool) -> Vec<u8> {
         let mut list = self.0.lock().unwrap_or_else(|e| e.into_inner()).clone();
         list.sort_by_key(|(index, _)| *index);
-        if list.is_empty() {
+        if list.is_empty() && !strict {
             return Vec::new();
         }
-        let lines: Vec<String> = list.into_iter().map(|(_, path)| path).collect();
+        let mut lines: Vec<String> = list.into_iter().map(|(_, path)| path).collect();
+        lines.extend(strict.then(|| "HALT".to_string()));
         let mut file = lines.join("\n").into_bytes();
         file.push(0);
         file
@@ -54,10 +56,11 @@ mod tests {
     #[test]
     fn paths_are_sorted_by_index() {
         let o = BootOrder::default();
-        assert!(o.file().is_empty());
+        assert!(o.file(false).is_empty());
+        assert_eq!(o.file(true), b"HALT\0");
         o.add(7, pci_path(Devfn::new(0x1f, 2).unwrap(), "pci8086,2922", "drive@0/disk@0"));
         o.add(1, pci_path(Devfn::new(3, 0).unwrap(), "scsi", "disk@0,0"));
         let want = b"/pci@i0cf8/scsi@3/disk@0,0\n/pci@i0cf8/pci8086,2922@1f,2/drive@0/disk@0\0";
-        assert_eq!(o.file(), want);
+        assert_eq!(o.file(false), want);
     }
 }

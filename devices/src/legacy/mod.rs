@@ -6,6 +6,7 @@ pub mod i8042;
 pub mod reset;
 pub mod serial;
 pub mod testdev;
+pub mod uarts;
 
 #[cfg(test)]
 mod hostile_tests;

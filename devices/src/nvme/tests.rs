@@ -61,7 +61,7 @@ impl Machine {
         ctx.backends.drives.insert("d".into(), Drive::new(image.clone(), options));
         let list = props(&[("drive", "d"), ("serial", "abc"), ("addr", "3"), ("bootindex", "4")]);
         let device = crate::registry::create(&ctx, "nvme", &list).unwrap();
-        assert_eq!(ctx.boot_order.file(), b"/pci@i0cf8/pci1b36,10@3/namespace@1,0\0");
+        assert_eq!(ctx.boot_order.file(false), b"/pci@i0cf8/pci1b36,10@3/namespace@1,0\0");
         let ranges = Ranges { io: 0..0, mem32: 0xc000_0000..0xd000_0000, mem64: 0..0 };
         assign(&rig.pci.bus, ranges).unwrap();
         rig.pci.bus.config_write(0, at("3"), 4, &[6, 0]);

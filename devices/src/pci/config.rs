@@ -33,6 +33,8 @@ pub mod reg {
     pub const SUBSYSTEM_VENDOR: u16 = 0x2c;
     /// Type 0: subsystem.
     pub const SUBSYSTEM: u16 = 0x2e;
+    /// Type 0: expansion ROM; bit 0 turns it on.
+    pub const ROM: u16 = 0x30;
     /// Pointer to the first capability.
     pub const CAPABILITIES: u16 = 0x34;
     /// Interrupt line, written by firmware for operating systems.

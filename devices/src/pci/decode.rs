@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use tandem_accel::bus::{BusDevice, IoBus, Space};
+use tandem_accel::memory::{GuestMap, Region, RegionKind};
 
 /// Which address space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,6 +16,29 @@ pub enum SpaceKind {
     Io,
     /// Guest physical addresses.
     Memory,
+}
+
+/// Host memory behind a window: the guest's accesses go there without a stop. It answers on the
+/// bus as well, for what reaches it there.
+#[derive(Clone)]
+pub struct Direct {
+    /// Where it is put.
+    pub map: Arc<GuestMap>,
+    /// The memory, in no map but by a claim.
+    pub region: Region,
+}
+
+impl BusDevice for Direct {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if !self.region.read(offset, data) {
+            data.fill(0xff);
+        }
+    }
+    fn write(&self, offset: u64, data: &[u8]) {
+        if self.region.kind != RegionKind::Rom {
+            self.region.load(offset, data);
+        }
+    }
 }
 
 /// A range of addresses and who answers there.
@@ -30,6 +54,8 @@ pub struct Window {
     pub name: String,
     /// Who answers.
     pub device: Arc<dyn BusDevice>,
+    /// The memory that answers in its stead; `start` and `len` are multiples of 4 KiB then.
+    pub direct: Option<Arc<Direct>>,
 }
 
 /// Names a claimed window.
@@ -68,7 +94,14 @@ impl Decoder {
 
     fn try_map(&self, w: &Window) -> bool {
         match self.space(w.space).insert(&w.name, w.start, w.len, w.device.clone()) {
-            Ok(()) => true,
+            Ok(()) => match w.direct.as_ref().map(|d| d.map.insert(&d.region.moved(w.start))) {
+                Some(Err(e)) => {
+                    log::debug!("PCI window waits: {e}");
+                    self.space(w.space).remove(w.start);
+                    false
+                }
+                None | Some(Ok(())) => true,
+            },
             Err(e) => {
                 log::debug!("PCI window waits: {e}");
                 false
@@ -92,6 +125,9 @@ impl Decoder {
         let Some(gone) = claims.all.remove(&id) else { return };
         if !gone.mapped {
             return;
+        }
+        if let Some(d) = &gone.window.direct {
+            d.map.remove(gone.window.start);
         }
         self.space(gone.window.space).remove(gone.window.start);
         for c in claims.all.values_mut().filter(|c| !c.mapped) {

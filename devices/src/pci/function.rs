@@ -6,7 +6,7 @@
 use super::PciError;
 use super::capability::Capability;
 use super::config::{ConfigSpace, command, reg, status};
-use super::decode::{ClaimId, Decoder, SpaceKind, Window};
+use super::decode::{ClaimId, Decoder, Direct, SpaceKind, Window};
 use super::{Intx, Msi, Msix, msi};
 use std::sync::{Arc, Mutex};
 use tandem_accel::bus::BusDevice;
@@ -82,7 +82,13 @@ struct BarSlot {
     index: u8,
     reg: u16,
     bar: Bar,
+    direct: Option<Arc<Direct>>,
 }
+
+/// Bit of the expansion ROM's register that turns it on (PCI Local Bus 3.0 §6.2.5.2).
+const ROM_ENABLE: u32 = 1;
+/// The expansion ROM among the BARs, whose indices are below.
+const ROM_INDEX: u8 = 6;
 
 /// A function under construction.
 pub struct FunctionSpec {
@@ -180,7 +186,33 @@ impl FunctionSpec {
                 self.config.allow(at, &(mask & !0xf).to_le_bytes());
             }
         }
-        self.bars.push(BarSlot { index, reg: at, bar });
+        self.bars.push(BarSlot { index, reg: at, bar, direct: None });
+        Ok(())
+    }
+
+    /// Adds BAR `index` with memory behind it, which the guest reaches without a stop.
+    pub fn memory_bar(
+        &mut self,
+        index: u8,
+        kind: BarKind,
+        direct: Arc<Direct>,
+    ) -> Result<(), PciError> {
+        self.bar(index, Bar { kind, len: direct.region.len(), device: direct.clone() })?;
+        if let Some(slot) = self.bars.last_mut() {
+            slot.direct = Some(direct);
+        }
+        Ok(())
+    }
+
+    /// Adds an expansion ROM. It shows when both its register and the command register say so.
+    pub fn rom(&mut self, rom: Arc<Direct>) -> Result<(), PciError> {
+        let bar = Bar { kind: BarKind::Mem32, len: rom.region.len(), device: rom.clone() };
+        if !bar.valid() || bar.len > 16 << 20 || self.bridge {
+            return Err(PciError(format!("{}: its ROM has an impossible length", self.name)));
+        }
+        let mask = !(bar.len as u32 - 1) | ROM_ENABLE;
+        self.config.allow(reg::ROM, &mask.to_le_bytes());
+        self.bars.push(BarSlot { index: ROM_INDEX, reg: reg::ROM, bar, direct: Some(rom) });
         Ok(())
     }
 
@@ -304,7 +336,8 @@ impl Function {
 
     /// The BARs: register, kind, length.
     pub fn bars(&self) -> Vec<(u16, BarKind, u64)> {
-        self.bars.iter().map(|b| (b.reg, b.bar.kind, b.bar.len)).collect()
+        let bars = self.bars.iter().filter(|b| b.index != ROM_INDEX);
+        bars.map(|b| (b.reg, b.bar.kind, b.bar.len)).collect()
     }
 
     /// Where BAR `index` answers now; `None` while it is off.
@@ -334,8 +367,11 @@ impl Function {
                 BarKind::Io => command::IO,
                 BarKind::Mem32 | BarKind::Mem64 => command::MEMORY,
             };
-            let wanted =
-                if cmd & enable != 0 { slot.bar.address(&s.config, slot.reg) } else { None };
+            let on = slot.index != ROM_INDEX || s.config.u32(reg::ROM) & ROM_ENABLE != 0;
+            let wanted = match cmd & enable != 0 && on {
+                true => slot.bar.address(&s.config, slot.reg),
+                false => None,
+            };
             if wanted == claim.map(|(addr, _)| addr) {
                 continue;
             }
@@ -347,8 +383,12 @@ impl Function {
                     space: slot.bar.space(),
                     start,
                     len: slot.bar.len,
-                    name: format!("{} BAR {}", self.name, slot.index),
+                    name: match slot.index {
+                        ROM_INDEX => format!("{} ROM", self.name),
+                        n => format!("{} BAR {n}", self.name),
+                    },
                     device: slot.bar.device.clone(),
+                    direct: slot.direct.clone(),
                 };
                 (start, self.decoder.claim(window))
             });
@@ -453,6 +493,44 @@ mod tests {
         assert_eq!((mmio(&r, 0xc000_0000), mmio(&r, 0xd000_0000)), (2, 1));
         drop(b);
         assert_eq!(mmio(&r, 0xc000_0000), 0xff);
+    }
+
+    #[test]
+    fn memory_and_rom_are_mapped_where_software_puts_them() {
+        use tandem_accel::memory::{GuestMap, Region, RegionKind};
+        let r = rig();
+        let map = GuestMap::new();
+        map.add("ram", RegionKind::Ram, 0, 0x10_0000).unwrap();
+        let region = |name, kind| {
+            let region = Region::new(name, kind, 0, 0x2000).unwrap();
+            Arc::new(Direct { map: map.clone(), region })
+        };
+        let (vram, rom) = (region("vram", RegionKind::Device), region("rom", RegionKind::Rom));
+        assert!(rom.region.load(4, &[0x55]));
+        let mut s = FunctionSpec::new("card", Identity::default());
+        s.memory_bar(0, BarKind::Mem32, vram.clone()).unwrap();
+        s.rom(rom).unwrap();
+        let f = s.build(r.bus.decoder().clone());
+        f.write(0x30, &[0xff; 4]);
+        assert_eq!(f.u32(0x30), 0xffff_e001);
+        f.write(0x10, &0xc000_0000u32.to_le_bytes());
+        f.write(0x30, &0xc001_0000u32.to_le_bytes());
+        f.write(4, &2u16.to_le_bytes());
+        assert!(map.find(0xc001_0000).is_none());
+        f.write(0x30, &0xc001_0001u32.to_le_bytes());
+        let rom = map.find(0xc001_0004).unwrap();
+        let mut b = [0];
+        assert!(rom.kind == RegionKind::Rom && rom.read(4, &mut b) && b == [0x55]);
+        assert_eq!(map.find(0xc000_1fff).unwrap().kind, RegionKind::Device);
+        // On top of RAM it waits.
+        f.write(0x10, &0x8_0000u32.to_le_bytes());
+        assert_eq!(map.find(0x8_0000).unwrap().kind, RegionKind::Ram);
+        f.write(0x10, &0xd000_0000u32.to_le_bytes());
+        assert!(map.find(0xd000_0000).is_some() && map.find(0xc000_0000).is_none());
+        r.io.mmio_write(0xd000_0001, &[9]);
+        assert!(vram.region.read(1, &mut b) && b == [9]);
+        f.reset();
+        assert_eq!(map.regions().len(), 1);
     }
 
     #[test]

@@ -196,6 +196,7 @@ impl Ich9Lpc {
                 len: PM_LEN,
                 name: "ACPI PM".into(),
                 device: pm.clone(),
+                direct: None,
             });
         }
         let rcba = f.u32(RCBA);
@@ -206,6 +207,7 @@ impl Ich9Lpc {
             len: RCRB_LEN as u64,
             name: "ICH9 RCRB".into(),
             device: self.rcrb.clone(),
+            direct: None,
         });
     }
 }

@@ -96,7 +96,8 @@ impl Mch {
         *mapped = wanted.map(|(start, len)| {
             let name = "PCI ECAM".to_string();
             let device = self.ecam.clone();
-            let w = Window { space: SpaceKind::Memory, start, len, name, device };
+            let space = SpaceKind::Memory;
+            let w = Window { space, start, len, name, device, direct: None };
             (start, len, root.decoder().claim(w))
         });
     }

@@ -31,6 +31,7 @@ pub mod mch;
 pub mod msi;
 pub mod msix;
 pub mod pirq;
+pub mod rom;
 pub mod root_port;
 
 pub use bus::{Bus, Devfn, PciDevice, Slot};

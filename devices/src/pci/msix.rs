@@ -120,7 +120,7 @@ impl Msix {
         due.into_iter().for_each(|m| self.sink.send(m));
     }
 
-    pub(super) fn set_control(&self, control: u16) {
+    pub(crate) fn set_control(&self, control: u16) {
         {
             let mut s = self.state.lock().unwrap();
             s.enabled = control & ENABLE != 0;
@@ -129,7 +129,7 @@ impl Msix {
         self.flush(0..self.vectors);
     }
 
-    pub(super) fn set_bus_master(&self, on: bool) {
+    pub(crate) fn set_bus_master(&self, on: bool) {
         self.state.lock().unwrap().bus_master = on;
     }
 

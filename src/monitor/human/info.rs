@@ -161,6 +161,15 @@ pub(super) fn block(vm: &mut Machine) -> Output {
     let mut s = String::new();
     for b in qmp(vm, "query-block", Value::Null)?.as_array().into_iter().flatten() {
         let i = &b["inserted"];
+        let tray = match (b["tray_open"].as_bool(), b["locked"] == true) {
+            (Some(true), _) => "    the tray is open\n",
+            (Some(false), true) => "    the guest keeps the tray closed\n",
+            _ => "",
+        };
+        if i.is_null() {
+            let _ = write!(s, "{}: no medium\n{tray}", text(&b["device"]));
+            continue;
+        }
         let ro = if i["ro"] == true { ", read-only" } else { "" };
         let _ = writeln!(
             s,
@@ -170,7 +179,7 @@ pub(super) fn block(vm: &mut Machine) -> Output {
             text(&i["file"]),
             text(&i["drv"])
         );
-        let _ = writeln!(s, "    {} bytes", i["image"]["virtual-size"]);
+        let _ = write!(s, "    {} bytes\n{tray}", i["image"]["virtual-size"]);
     }
     Ok(s)
 }

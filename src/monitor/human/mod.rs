@@ -50,6 +50,15 @@ pub static COMMANDS: &[Row] = &[
     row("device_del", &[], "id", "ask the guest to let go of a device", |vm, id| {
         qmp(vm, "device_del", serde_json::json!({ "id": id })).map(|_| String::new())
     }),
+    row("eject", &[], "[-f] device", "open a tray and take out what is in it", |vm, words| {
+        let (force, device) = forced(words);
+        qmp(vm, "eject", serde_json::json!({ "device": device, "force": force }))
+            .map(|_| String::new())
+    }),
+    row("change", &[], "[-f] device file [format]", "put another medium into a tray", change),
+    row("screendump", &[], "file [-f ppm|png] [device]", "write what a display shows to a file", {
+        screendump
+    }),
     row("memsave", &[], "addr size file", "write memory at an address to a file", |vm, words| {
         examine::save(vm, words, "memsave")
     }),
@@ -158,6 +167,43 @@ fn device_add(vm: &mut Machine, words: &str) -> Output {
         members.insert(key.into(), value.into());
     }
     qmp(vm, "device_add", Value::Object(members)).map(|_| String::new())
+}
+
+/// Whether the first word is `-f`, and the rest.
+fn forced(words: &str) -> (bool, &str) {
+    match words.strip_prefix("-f ") {
+        Some(rest) => (true, rest.trim()),
+        None => (false, words),
+    }
+}
+
+fn change(vm: &mut Machine, words: &str) -> Output {
+    let (force, words) = forced(words);
+    let mut words = words.split_whitespace();
+    let (Some(device), Some(filename)) = (words.next(), words.next()) else {
+        return Err("name a device and a file".into());
+    };
+    let mut members = Members::new();
+    members.insert("device".into(), device.into());
+    members.insert("filename".into(), filename.into());
+    members.insert("force".into(), force.into());
+    for (key, word) in ["format", "read-only-mode"].iter().zip(words) {
+        members.insert((*key).into(), word.into());
+    }
+    qmp(vm, "blockdev-change-medium", Value::Object(members)).map(|_| String::new())
+}
+
+fn screendump(vm: &mut Machine, words: &str) -> Output {
+    let (mut members, mut words) = (Members::new(), words.split_whitespace());
+    while let Some(word) = words.next() {
+        let (key, value) = match word {
+            "-f" => ("format", words.next().ok_or("after -f comes ppm or png")?),
+            name if !members.contains_key("filename") => ("filename", name),
+            device => ("device", device),
+        };
+        members.insert(key.into(), value.into());
+    }
+    qmp(vm, "screendump", Value::Object(members)).map(|_| String::new())
 }
 
 /// Runs one that takes and returns nothing.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -10,6 +11,13 @@ pub struct MacAddr(pub [u8; 6]);
 impl MacAddr {
     /// All stations.
     pub const BROADCAST: MacAddr = MacAddr([0xff; 6]);
+
+    /// The next address for a card that has none given: 52:54:00:12:34:56 and up.
+    pub fn next() -> MacAddr {
+        static CARDS: AtomicU8 = AtomicU8::new(0);
+        let n = CARDS.fetch_add(1, Ordering::Relaxed);
+        MacAddr([0x52, 0x54, 0x00, 0x12, 0x34, 0x56_u8.wrapping_add(n)])
+    }
 
     /// Whether it names a group of stations.
     pub fn is_multicast(&self) -> bool {

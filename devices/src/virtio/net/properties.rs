@@ -7,7 +7,6 @@ use crate::registry::{
     BusKind, DeviceContext, DeviceFault, DeviceType, Properties, Property, PropertyKind,
 };
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use tandem_backends::net::{MacAddr, Offloads};
 
 const fn property(
@@ -50,13 +49,6 @@ const PROPERTIES: &[Property] = &[
     crate::firmware::bootorder::PROPERTY,
 ];
 
-/// The next address for a card that has none given.
-fn next_mac() -> MacAddr {
-    static CARDS: AtomicU8 = AtomicU8::new(0);
-    let n = CARDS.fetch_add(1, Ordering::Relaxed);
-    MacAddr([0x52, 0x54, 0x00, 0x12, 0x34, 0x56_u8.wrapping_add(n)])
-}
-
 impl NetConfig {
     /// Reads the properties and judges how they fit together.
     fn from_properties(p: &Properties) -> Result<NetConfig, DeviceFault> {
@@ -81,7 +73,7 @@ impl NetConfig {
             ));
         }
         Ok(NetConfig {
-            mac: p.mac("mac").unwrap_or_else(next_mac),
+            mac: p.mac("mac").unwrap_or_else(MacAddr::next),
             pairs,
             rx_size: size("rx_queue_size")?,
             tx_size: size("tx_queue_size")?,
