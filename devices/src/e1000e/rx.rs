@@ -134,11 +134,10 @@ pub fn receive(s: &mut State, ram: &GuestRam, mut frame: Vec<u8>) -> Delivery {
     }
     let split = rctl & reg::RCTL_SPLIT != 0;
     let extended = s.get(reg::RFCTL) & reg::RFCTL_EXTENDED != 0;
-    let mut ring = Ring::of(s, [reg::RDBAL, reg::RDBAH, reg::RDLEN]);
+    let ring = Ring::of(s, [reg::RDBAL, reg::RDBAH, reg::RDLEN]);
     let sizes: Vec<usize> = if split {
         // In units of 128 bytes, then of KiB (§10.2.5.2).
         let p = s.get(reg::PSRCTL);
-        ring.count /= 2;
         let kib = |at: u32| ((p >> at & 0x3f) as usize) << 10;
         vec![((p & 0x7f) as usize) << 7, kib(8), kib(16), kib(24)]
     } else {
@@ -150,15 +149,16 @@ pub fn receive(s: &mut State, ram: &GuestRam, mut frame: Vec<u8>) -> Delivery {
         return Delivery::Full;
     }
     let free = (tail + ring.count - head) % ring.count;
+    // Head and tail count in units of 16 bytes, of which a descriptor for parts takes two.
+    let unit = if split { 2 } else { 1 };
     let needed = frame.len().div_ceil(room);
-    if needed > free as usize {
+    if needed * unit > free as usize {
         s.pending |= cause::RXO;
         return Delivery::Full;
     }
-    let bytes: u64 = if split { 32 } else { 16 };
     for (i, piece) in frame.chunks(room).enumerate() {
-        let n = (head + i as u32) % ring.count;
-        let at = ring.base.wrapping_add(u64::from(n) * bytes);
+        let n = (head + (i * unit) as u32) % ring.count;
+        let at = ring.base.wrapping_add(u64::from(n) * 16);
         let last = i + 1 == needed;
         let status = status::DONE | if last { status | status::END } else { 0 };
         let told =
@@ -171,11 +171,12 @@ pub fn receive(s: &mut State, ram: &GuestRam, mut frame: Vec<u8>) -> Delivery {
             write_back(ram, at, extended, &told);
         }
     }
-    s.set(reg::RDH, (head + needed as u32) % ring.count);
+    let used = (needed * unit) as u32;
+    s.set(reg::RDH, (head + used) % ring.count);
     s.count(reg::GPRC, reg::GORC, len + 4);
     s.pending |= cause::RXT | cause::RXQ0;
     // The ring is short: half, a quarter, an eighth of it is left.
-    if free - needed as u32 <= ring.count >> ((rctl >> 8 & 3) + 1).min(3) {
+    if free - used <= ring.count >> ((rctl >> 8 & 3) + 1).min(3) {
         s.pending |= cause::RXDMT;
     }
     Delivery::Done

@@ -246,6 +246,7 @@ fn frames_come_in_by_every_kind_of_descriptor() {
     let d = b.bytes(RX_RING, 32);
     let word = |at: usize| u16::from_le_bytes([d[at], d[at + 1]]);
     assert_eq!([12, 18, 20, 22].map(word), [256, 1024, 174, 0]);
+    assert_eq!(b.r(reg::RDH), 2, "in units of 16 bytes");
     assert_eq!(b.bytes(DATA + 0x1000, 1024), good[256..1280]);
 }
 
