@@ -24,6 +24,8 @@ mod qapi;
 mod qemu;
 mod signals;
 mod terminal;
+#[cfg(feature = "tcg")]
+mod user;
 
 use clap::Parser;
 use cli::exit::Exit;
@@ -45,7 +47,10 @@ fn main() -> ExitCode {
         log::install(0);
         return qemu_main(&words);
     }
-    let cli = Cli::parse();
+    let cli = match user_words() {
+        Some(words) => Cli::parse_from(words),
+        None => Cli::parse(),
+    };
     log::install(cli.verbose);
     if let Command::Img(args) = &cli.command {
         // Signals end it as they end any program.
@@ -56,6 +61,8 @@ fn main() -> ExitCode {
         return nbd::run(args);
     }
     let exit = match &cli.command {
+        #[cfg(feature = "tcg")]
+        Command::User(args) => user::run(args),
         Command::Run(args) => run(args),
         Command::Doctor => match signals::install() {
             Ok(()) => doctor::run(),
@@ -91,6 +98,24 @@ fn qemu_words() -> Option<Vec<String>> {
         _ if known => Some(all),
         _ => None,
     }
+}
+
+/// The words of a command line for one program: with QEMU's options, whether `tandem user` or we are
+/// called by QEMU's name.
+fn user_words() -> Option<Vec<std::ffi::OsString>> {
+    #[cfg(feature = "tcg")]
+    {
+        let mut words = std::env::args_os();
+        let me = words.next()?;
+        let name = std::path::Path::new(&me).file_name()?.to_str()?;
+        if !matches!(name, "qemu-x86_64" | "qemu-x86_64-static") && words.next()? != "user" {
+            return None;
+        }
+        let ours = ["tandem".into(), "user".into()];
+        Some(ours.into_iter().chain(cli::qemu_user::translate(words)).collect())
+    }
+    #[cfg(not(feature = "tcg"))]
+    None
 }
 
 /// Runs what a command line in QEMU's form says.

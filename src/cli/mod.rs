@@ -7,7 +7,11 @@
 pub mod exit;
 pub mod img;
 pub mod nbd;
+#[cfg(feature = "tcg")]
+pub mod qemu_user;
 pub mod run;
+#[cfg(feature = "tcg")]
+pub mod user;
 
 use clap::{Parser, Subcommand};
 
@@ -48,6 +52,9 @@ pub enum Command {
     Img(Box<img::ImgArgs>),
     /// Export a disk image to NBD clients
     Nbd(Box<nbd::NbdArgs>),
+    /// Run one Linux program by translation; its system calls are the host's
+    #[cfg(feature = "tcg")]
+    User(Box<user::UserArgs>),
     /// Say which accelerators work on this host, why not, and how to fix it
     ///
     /// Runs a small guest on each accelerator as proof. Exits with 0 if at least one works.

@@ -113,7 +113,66 @@ fn map_twice(len: usize) -> io::Result<(*mut u8, *mut u8)> {
     Ok((rw.cast(), rx.cast()))
 }
 
+/// The code memory's content in memory of its own, for a child process (see
+/// [`crate::code::Backend::copy`]). In the parent, dropping it gives the memory back.
+pub(crate) struct Copied {
+    rw: *mut u8,
+    rx: *mut u8,
+    /// Where the child wants them.
+    at: (*mut u8, *mut u8),
+    len: usize,
+}
+
+impl Copied {
+    /// In the child: puts the copies into the place of what is shared with the parent.
+    ///
+    /// # Errors
+    /// The kernel refuses; the shared memory may be gone then.
+    pub(crate) fn adopt(self) -> io::Result<()> {
+        let copied = std::mem::ManuallyDrop::new(self);
+        for (from, to) in [(copied.rw, copied.at.0), (copied.rx, copied.at.1)] {
+            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+            // SAFETY: `from` is a mapping of `len` bytes that nobody uses; at `to` is one of the same
+            // length with the same content, of an arena in a process that has only this thread.
+            let r = unsafe {
+                libc::mremap(from.cast(), copied.len, copied.len, flags, to.cast::<libc::c_void>())
+            };
+            if r == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl crate::code::CodeCopy for Copied {
+    fn adopt(self: Box<Self>) -> io::Result<()> {
+        Copied::adopt(*self)
+    }
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mappings made in `Arena::copy`, which nobody uses.
+        unsafe {
+            libc::munmap(self.rw.cast(), self.len);
+            libc::munmap(self.rx.cast(), self.len);
+        }
+    }
+}
+
 impl Arena {
+    /// A copy for a child process. Nobody compiles, links or poisons meanwhile.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(crate) fn copy(&self) -> io::Result<Copied> {
+        let (rw, rx) = map_twice(self.len)?;
+        let used = self.next.load(Ordering::Acquire).min(self.len);
+        // SAFETY: both mappings have `len` bytes, and the new one is nobody else's.
+        unsafe { std::ptr::copy_nonoverlapping(self.rw, rw, used) };
+        Ok(Copied { rw, rx, at: (self.rw, self.rx), len: self.len })
+    }
     /// Maps at least `bytes` bytes (rounded up to chunks; at most 1 GiB, so that every jump within
     /// fits 32 bits).
     pub(crate) fn new(bytes: usize) -> io::Result<Arena> {

@@ -97,9 +97,25 @@ pub trait Backend: Send + Sync {
     fn usage(&self) -> (usize, usize);
     /// Host code of a block as text, one instruction a line, for `-d out_asm` (empty if none).
     fn code_bytes(&self, range: Range<u64>) -> Vec<u8>;
+    /// A copy of all code for a child process, which must not share the parent's: the parent goes on
+    /// changing it. Made before the fork; the child adopts it, the parent drops it. Nobody may
+    /// compile, link or poison between this call and the fork.
+    ///
+    /// # Errors
+    /// There is no memory.
+    fn copy(&self) -> std::io::Result<Box<dyn CodeCopy>>;
     /// Memory for an `Env` of the target's size, zeroed and aligned to a page, arranged as this
     /// back end needs (for example with its host stack below).
     fn alloc_env(&self) -> std::io::Result<EnvMem>;
+}
+
+/// A copy of all code (see [`Backend::copy`]).
+pub trait CodeCopy {
+    /// In the child: its code is this copy from now on, at the same addresses.
+    ///
+    /// # Errors
+    /// The kernel refuses; there may be no code then.
+    fn adopt(self: Box<Self>) -> std::io::Result<()>;
 }
 
 /// Compiles blocks, one at a time.

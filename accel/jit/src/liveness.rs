@@ -8,7 +8,7 @@
 //! written by it, and written before anything observes it (or nobody ever does).
 
 use crate::ir::{Block, Encoding, Inst, Native, NativeReg, Op, Val, Width, effect, traits};
-use crate::target::Target;
+use crate::target::{MemModel, Target};
 
 /// No hint, no condition.
 pub(crate) const NONE: u8 = 0xff;
@@ -75,6 +75,8 @@ pub(crate) struct Liveness {
     pub merges: bool,
     /// Number of accesses to guest memory, without `Ptr`.
     pub accesses: usize,
+    /// Guest memory is linear.
+    linear: bool,
     /// By global: the value of the next `Put` in program order, and the epoch it was seen in.
     pending: Vec<(Val, u32)>,
 }
@@ -88,8 +90,11 @@ struct Walk {
 }
 
 /// Whether the instruction may hand control to something that sees all globals.
-pub(crate) fn observes(block: &Block, inst: &Inst) -> bool {
+///
+/// `linear`: a host pointer faults where it is used.
+pub(crate) fn observes(block: &Block, inst: &Inst, linear: bool) -> bool {
     match inst.op {
+        Op::LdP | Op::StP | Op::AtomicRmw | Op::AtomicCas => linear,
         Op::Native => block.natives.get(inst.imm as usize).is_some_and(|n| n.fp),
         Op::Call => true,
         op => op.has(effect::FAULT | effect::TERM | effect::SIDE_EXIT),
@@ -112,6 +117,7 @@ impl Liveness {
         self.vector = VecUse::None;
         self.accesses = 0;
         self.merges = false;
+        self.linear = matches!(target.mem, MemModel::Linear { .. });
         let mut walk = Walk { epoch: 1, observed: [u64::MAX; 4] };
         for (i, inst) in block.insts.iter().enumerate().rev() {
             if inst.op == Op::InsnStart {
@@ -173,7 +179,8 @@ impl Liveness {
             }
             _ => {}
         }
-        let observes = traits & traits::MAY_OBSERVE != 0 && observes(block, inst);
+        let may = traits & traits::MAY_OBSERVE != 0 || inst.op == Op::LdP;
+        let observes = may && observes(block, inst, self.linear);
         if observes {
             walk.epoch += 1;
             let dead = match inst.op {

@@ -120,6 +120,8 @@ pub struct EnvLayout {
     pub mxcsr: u32,
     /// u32: host MXCSR while guest code runs.
     pub host_mxcsr: u32,
+    /// u64: the address that a refused access of linear memory was to.
+    pub fault_addr: u32,
     /// u64: host stack pointer while guest code runs.
     pub host_sp: u32,
     /// u64: host pc of the call or fault whose snapshot is wanted.
@@ -220,9 +222,24 @@ pub const LEAVE_CHAIN: u32 = 0xffff_0002;
 pub const LEAVE_LOOKUP: u32 = 0xffff_0003;
 /// Leave code: the page check at a checked entry failed; the pc global is the block's.
 pub const LEAVE_PAGE: u32 = 0xffff_0004;
-/// Leave code: a host trap (SIGFPE) in generated code; the state is written back, the trap number
-/// ([`crate::ir::TRAP_DIVIDE`], or 1 for a SIMD exception) is in the low bits of `fault`.
+/// Leave code: a host trap in generated code; the state is written back, the trap number
+/// ([`crate::ir::TRAP_DIVIDE`], 1 for a SIMD exception, or [`TRAP_ACCESS`] with its bits) is in
+/// `fault`.
 pub const LEAVE_TRAP: u32 = 0xffff_0005;
+
+/// Trap number: the host has refused an access of linear memory (SIGSEGV, SIGBUS); the address is at
+/// [`EnvLayout::fault_addr`].
+pub const TRAP_ACCESS: u32 = 2;
+/// With [`TRAP_ACCESS`]: it was a write.
+pub const TRAP_WRITE: u32 = 1 << 8;
+/// With [`TRAP_ACCESS`]: something is mapped there, which does not allow it.
+pub const TRAP_MAPPED: u32 = 1 << 9;
+/// With [`TRAP_ACCESS`]: there is nothing behind the mapping (SIGBUS).
+pub const TRAP_BUS: u32 = 1 << 10;
+/// With [`TRAP_ACCESS`]: no memory can have this address, which is not known either.
+pub const TRAP_NO_ADDRESS: u32 = 1 << 11;
+/// With [`TRAP_ACCESS`]: there was a page, as the host's error code says.
+pub const TRAP_PRESENT: u32 = 1 << 12;
 
 /// Leave code: a pass-through instruction that this host cannot execute (only the interpreter meets
 /// one: on hosts other than x86-64, or if the instruction has no encoding). The pc global is the

@@ -70,7 +70,7 @@ impl TcgOptions {
 }
 
 /// Frequency of a translated TSC: it counts nanoseconds of the virtual clock.
-const TSC_HZ: u64 = NANOS_PER_SEC;
+pub(crate) const TSC_HZ: u64 = NANOS_PER_SEC;
 
 /// Translation, set up for one VM.
 pub struct TcgAccel {
@@ -91,15 +91,16 @@ const FIXED_SEED: u64 = 0x7461_6e64_656d;
 
 /// What code is compiled for.
 fn target(vec: VecState) -> Target {
+    let mem = MemModel::Softmmu {
+        page_bits: crate::softmmu::PAGE_BITS as u8,
+        tables: EnvOf::<Cpu>::tlb_layouts(),
+    };
     Target {
         globals: x86::cpu::globals(),
         pc_global: x86::cpu::global::RIP.0,
         helpers: x86::helpers::table(),
         env: crate::env::Core::layout(size_of::<Env>()),
-        mem: MemModel::Softmmu {
-            page_bits: crate::softmmu::PAGE_BITS as u8,
-            tables: EnvOf::<Cpu>::tlb_layouts(),
-        },
+        mem,
         vec,
         runtime: runtime::table(),
     }
@@ -137,15 +138,29 @@ fn jit(target: &Arc<Target>, _code_bytes: usize) -> Result<Arc<dyn Backend>> {
     Ok(InterpBackend::new(target.clone()))
 }
 
+/// What code is compiled for whose guest addresses are addresses of the host.
+pub(crate) fn linear_target() -> Target {
+    Target { mem: MemModel::Linear { base: 0 }, ..target(host_vectors()) }
+}
+
+/// The back end of this kind.
+pub(crate) fn backend(
+    kind: BackendKind,
+    target: &Arc<Target>,
+    code_bytes: usize,
+) -> Result<Arc<dyn Backend>> {
+    match kind {
+        BackendKind::Jit => jit(target, code_bytes),
+        BackendKind::Interp => Ok(InterpBackend::new(target.clone())),
+    }
+}
+
 impl TcgAccel {
     /// Sets translation up.
     pub fn new(options: TcgOptions, clock: Arc<Clock>) -> Result<Arc<TcgAccel>> {
         log::init(&options.log)?;
         let target = Arc::new(target(host_vectors()));
-        let backend: Arc<dyn Backend> = match options.backend {
-            BackendKind::Jit => jit(&target, options.code_bytes)?,
-            BackendKind::Interp => InterpBackend::new(target.clone()),
-        };
+        let backend = backend(options.backend, &target, options.code_bytes)?;
         let shared = Arc::new(Shared::default());
         let perf_map = options.perf_map.then(PerfMap::create).transpose()?;
         let tbs = TbCache::new(backend, perf_map, shared.clone());
@@ -217,6 +232,7 @@ impl TcgAccel {
                 seed: self.options.is_deterministic().then_some(FIXED_SEED),
                 one_insn: self.options.one_insn_per_tb,
                 nochain: self.options.log.needs_every_block(),
+                space: None,
             },
         ));
         let mem = self.tbs.backend.alloc_env().map_err(|e| {

@@ -51,6 +51,8 @@ pub struct Core {
     pub mxcsr: u32,
     /// Host MXCSR while guest code runs.
     pub host_mxcsr: u32,
+    /// Address of the guest's access that the host has refused.
+    pub fault_addr: u64,
     /// Host stack pointer while guest code runs.
     pub host_sp: u64,
     /// Host pc of the call or trap whose snapshot is wanted.
@@ -161,6 +163,7 @@ impl Core {
             bounce: offset_of!(Core, bounce) as u32,
             mxcsr: offset_of!(Core, mxcsr) as u32,
             host_mxcsr: offset_of!(Core, host_mxcsr) as u32,
+            fault_addr: offset_of!(Core, fault_addr) as u32,
             host_sp: offset_of!(Core, host_sp) as u32,
             host_pc: offset_of!(Core, host_pc) as u32,
             exit_ref: offset_of!(Core, exit_ref) as u32,

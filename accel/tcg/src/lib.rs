@@ -17,7 +17,7 @@
 //!   elsewhere check that the code pages are mapped as they were.
 //!
 //! `Env` ([`env`]) holds one vCPU's state; system behaviour is in [`x86`]; guest memory behind the
-//! inline TLB hit is in [`softmmu`].
+//! inline TLB hit is in [`softmmu`]; [`user`] runs a program without a machine.
 
 pub mod accel;
 pub mod counters;
@@ -28,6 +28,7 @@ pub mod perfmap;
 pub mod runtime;
 pub mod softmmu;
 pub mod tb;
+pub mod user;
 pub mod x86;
 
 pub use accel::{BackendKind, TcgAccel, TcgOptions};

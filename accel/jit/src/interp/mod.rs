@@ -22,7 +22,9 @@ mod thunk;
 #[path = "thunk_none.rs"]
 mod thunk;
 
-use crate::code::{Backend, CodePtr, CompileError, Compiled, Compiler, EnvMem, ExitRef, LinkSite};
+use crate::code::{
+    Backend, CodeCopy, CodePtr, CompileError, Compiled, Compiler, EnvMem, ExitRef, LinkSite,
+};
 use crate::ir::{Block, CodePage, Exit, ExitKind, Inst, Native, Op, Verifier};
 use crate::target::{LEAVE_PAGE, LEAVE_REQUEST, Target};
 use std::collections::HashMap;
@@ -169,6 +171,17 @@ impl Backend for InterpBackend {
         blocks.by_addr.clear();
         blocks.bytes = 0;
         self.shared.thunks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn copy(&self) -> std::io::Result<Box<dyn CodeCopy>> {
+        // Blocks are ordinary memory, of which a child has a copy in any case.
+        struct Nothing;
+        impl CodeCopy for Nothing {
+            fn adopt(self: Box<Self>) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        Ok(Box::new(Nothing))
     }
 
     fn usage(&self) -> (usize, usize) {

@@ -28,6 +28,7 @@ use crate::ir::{
     access_bytes,
 };
 use crate::liveness::VecUse;
+use crate::snapshot::SnapId;
 use crate::target::{AccessInfo, MemModel, TlbLayout};
 
 /// The probe's outcome: host memory operand, and what the cold piece needs.
@@ -92,14 +93,14 @@ impl Gen {
     }
 
     /// Takes the registers that the access needs, in front of its snapshot: `(i, t)`.
-    pub(super) fn probe_temps(&mut self, m: Mem) -> (Reg, Reg) {
+    pub(super) fn probe_temps(&mut self) -> (Reg, Reg) {
         match self.inner.shared.target.mem {
             MemModel::Softmmu { .. } => {
                 let i = self.alloc();
                 let t = self.alloc();
                 (i, t)
             }
-            MemModel::Linear { base: 0 } if m.base != NOREG => (NOREG, NOREG),
+            MemModel::Linear { base: 0 } => (NOREG, NOREG),
             MemModel::Linear { .. } => (self.alloc(), NOREG),
         }
     }
@@ -195,7 +196,7 @@ impl Gen {
                 (r, t, self.vals[addend as usize].uses != 0)
             }
             _ => {
-                let (i, t) = self.probe_temps(m);
+                let (i, t) = self.probe_temps();
                 (i, t, matches!(role, Role::Leader { .. }))
             }
         }
@@ -334,7 +335,7 @@ impl Gen {
         let role = self.role(inst);
         // A member without an index needs one register more, which there always is.
         let member = matches!(role, Role::Member { .. }) && m.index == NOREG;
-        let roomy = member || self.room_for(2);
+        let roomy = member || !self.softmmu() || self.room_for(2);
         if let (Opnd::R(r), false) = (value, roomy)
             && self.is_scratch(r)
             && r != m.base
@@ -394,7 +395,7 @@ impl Gen {
     }
     /// The probe needs two registers: if base and index leave only one, their sum takes it.
     pub(super) fn narrow_address(&mut self, m: Mem) -> Mem {
-        if self.room_for(2) { m } else { self.sum_address(m) }
+        if !self.softmmu() || self.room_for(2) { m } else { self.sum_address(m) }
     }
     /// Base and index as one register, locked in their place.
     fn sum_address(&mut self, m: Mem) -> Mem {
@@ -422,7 +423,7 @@ impl Gen {
         let m = self.narrow_address(m);
         self.release(a);
         self.release(b);
-        let (i, t) = self.probe_temps(m);
+        let (i, t) = self.probe_temps();
         let d = if i == NOREG { self.alloc() } else { i };
         let snap = self.snapshot();
         let size = (inst.aux >> 2).min(SIZE_80);
@@ -463,16 +464,36 @@ impl Gen {
     /// `LdP`.
     pub(super) fn ldp(&mut self, inst: &Inst) {
         let p = self.reg(inst.ins[0]);
+        let snap = self.pointer_snapshot();
         self.release(inst.ins[0]);
         let d = self.result(inst.dst, p, 0);
+        self.may_be_refused(snap);
         self.a.movzx(inst.w, d, Mem::new(p, inst.imm as i32));
         self.define(inst.dst, d, inst.w.bits() as u8);
     }
     /// `StP`.
     pub(super) fn stp(&mut self, inst: &Inst) {
         let p = self.reg(inst.ins[0]);
-        self.store_value(inst.w, Mem::new(p, inst.imm as i32), inst.ins[1]);
+        let value = match self.konst(inst.ins[1]).and_then(|k| imm32(inst.w, k)) {
+            Some(imm) => Opnd::I(imm),
+            None => Opnd::R(self.reg(inst.ins[1])),
+        };
+        let snap = self.pointer_snapshot();
+        self.may_be_refused(snap);
+        self.store_operand(inst.w, Mem::new(p, inst.imm as i32), value, NOREG);
+        self.release(inst.ins[1]);
         self.release(inst.ins[0]);
+    }
+
+    /// The snapshot of an access through a pointer, which can fault only in linear memory.
+    fn pointer_snapshot(&mut self) -> Option<SnapId> {
+        (!self.softmmu()).then(|| self.snapshot())
+    }
+    /// The next instruction is that access.
+    fn may_be_refused(&mut self, snap: Option<SnapId>) {
+        if let Some(snap) = snap {
+            self.snaps.set_trap(snap, self.a.pos());
+        }
     }
 
     /// `AtomicRmw`.
@@ -498,10 +519,13 @@ impl Gen {
         }
         if !wanted && op != Rmw::Xchg {
             let r = self.reg(b);
+            let snap = self.pointer_snapshot();
+            self.may_be_refused(snap);
             self.a.lock_alu(alu, w, m, r);
             self.release(b);
         } else if matches!(op, Rmw::Xchg | Rmw::Add | Rmw::Sub) {
             let sb = self.state(b);
+            let snap = self.pointer_snapshot();
             self.release(b);
             let dst = if wanted { inst.dst } else { Val::NONE };
             let d = self.result(dst, sb.reg, 1 << rp);
@@ -509,6 +533,7 @@ impl Gen {
             if op == Rmw::Sub {
                 self.a.group3(w.max(W32), 3, Rm::R(d));
             }
+            self.may_be_refused(snap);
             if op == Rmw::Xchg {
                 self.a.xchg(w, m, d);
             } else {
@@ -531,6 +556,8 @@ impl Gen {
         let mut rp = m.base;
         let operand = self.lend_rax(&mut rp, rb);
         let m = Mem { base: rp, ..m };
+        let snap = self.pointer_snapshot();
+        self.may_be_refused(snap);
         self.a.movzx(w, RAX, m);
         let again = self.a.here();
         self.a.mov(new, RAX);
@@ -571,6 +598,7 @@ impl Gen {
         let mut rp = self.reg(p);
         let mut rn = self.reg(new);
         let se = self.state(expect);
+        let snap = self.pointer_snapshot();
         if rn == RAX {
             rn = self.alloc();
             self.a.mov(rn, RAX);
@@ -590,6 +618,7 @@ impl Gen {
             self.lend_rax(&mut rp, NOREG);
         }
         self.fill_from(RAX, &se);
+        self.may_be_refused(snap);
         self.a.lock_cmpxchg(w, Mem::new(rp, 0), rn);
         let zx = w.bits() as u8;
         if in_place {

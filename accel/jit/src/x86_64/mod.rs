@@ -18,7 +18,7 @@
 //!
 //! # Files
 //! `asm` emits; `frame` fixes roles; `thunks` are the shared ways in and out of Rust; `trap` turns
-//! SIGFPE into a leave; `alloc` knows where values are; `gen` walks a block and dispatches to
+//! signals of generated code into leaves; `alloc` knows where values are; `gen` walks a block and dispatches to
 //! `alu`, `shift`, `muldiv`, `flags`, `mem`, `native`, `call` and `exit`; `share` finds accesses that
 //! need only one TLB check; `probe` is that check, and what accesses that miss have in common.
 
@@ -42,7 +42,7 @@ mod trap;
 mod width;
 
 use crate::arena::Arena;
-use crate::code::{Backend, CodePtr, Compiled, Compiler, EnvMem, LinkSite};
+use crate::code::{Backend, CodeCopy, CodePtr, Compiled, Compiler, EnvMem, LinkSite};
 use crate::snapshot::{self, FLAGS_MASK, SnapLoc};
 use crate::target::Target;
 use asm::Asm;
@@ -140,6 +140,8 @@ impl X64Backend {
             thunk: thunks.trap,
             host_pc: e.host_pc,
             fault: e.fault,
+            fault_addr: e.fault_addr,
+            accesses: matches!(shared.target.mem, crate::target::MemModel::Linear { .. }),
         })?;
         Ok(Arc::new(X64Backend { inner: Arc::new(Inner { _watch, thunks, shared }) }))
     }
@@ -267,6 +269,9 @@ impl Backend for X64Backend {
     }
     fn reset(&self) {
         self.inner.shared.arena.reset();
+    }
+    fn copy(&self) -> io::Result<Box<dyn CodeCopy>> {
+        Ok(Box::new(self.inner.shared.arena.copy()?))
     }
     fn usage(&self) -> (usize, usize) {
         self.inner.shared.arena.usage()

@@ -39,6 +39,7 @@ impl Gen {
         self.clobber();
         let m = self.address(a, b, inst.aux & 3, inst.disp() as i32);
         let m = self.narrow_address(m);
+        let m = self.with_base(m);
         self.release(a);
         self.release(b);
         let role = self.role(inst);
@@ -88,6 +89,16 @@ impl Gen {
         if native.sets_flags {
             self.set_flags(inst.fl);
         }
+    }
+
+    /// In linear memory: the operand with a base register, which these instructions must have.
+    fn with_base(&mut self, m: Mem) -> Mem {
+        if self.softmmu() || m.base != NOREG {
+            return m;
+        }
+        let base = self.alloc();
+        self.a.lea(W64, base, m);
+        Mem::new(base, 0)
     }
 
     /// `GetMxcsr`. The block has vector state, and with it MXCSR, in host registers.

@@ -47,6 +47,7 @@ pub struct Env {
     pub bounce: u8,
     /// x87 state as FNSAVE stores it.
     pub x87_image: [u8; 108],
+    pub fault_addr: u64,
     pub host_sp: u64,
     pub host_pc: u64,
     pub exit_ref: u64,
@@ -116,6 +117,7 @@ pub fn layout() -> EnvLayout {
         bounce: off(offset_of!(Env, bounce)),
         mxcsr: off(offset_of!(Env, mxcsr)),
         host_mxcsr: off(offset_of!(Env, host_mxcsr)),
+        fault_addr: off(offset_of!(Env, fault_addr)),
         host_sp: off(offset_of!(Env, host_sp)),
         host_pc: off(offset_of!(Env, host_pc)),
         exit_ref: off(offset_of!(Env, exit_ref)),

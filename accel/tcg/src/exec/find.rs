@@ -5,6 +5,7 @@ use crate::log;
 use crate::softmmu::access::code_map_slot;
 use crate::softmmu::{PAGE_MASK, PAGE_SIZE, phys};
 use crate::tb::{Found, NewTb, Range, TbKey, Watched};
+use crate::user::Space;
 use crate::x86::Env;
 use crate::x86::exception::Exception;
 use crate::x86::mode::{MMU_KERNEL_SMAP, MMU_USER, Mode};
@@ -96,7 +97,10 @@ fn code_page(env: &mut Env, engine: &mut Engine, addr: u64) -> Result<(u64, u32)
     }
     let mmu = if user { MMU_USER } else { MMU_KERNEL_SMAP };
     env.vcpu().counters.code_walks.hit();
-    let t = paging::walk(env, addr, Access::Fetch, mmu)?;
+    let t = match &env.vcpu().space {
+        Some(space) => space.code_page(addr)?,
+        None => paging::walk(env, addr, Access::Fetch, mmu)?,
+    };
     let ppage = t.phys & !PAGE_MASK;
     let id = env.vcpu().tbs.page_id(vpage, ppage);
     engine.code_tlb[slot % CODE_TLB] = CodeTlbEntry { vpage, ppage, id };
@@ -171,11 +175,14 @@ fn open_page(env: &mut Env, vpage: u64, ppage: u64) -> Page {
 }
 
 fn is_ram(env: &Env, gpa: u64) -> bool {
-    phys::find(&env.vcpu().ram(), gpa).is_some()
+    env.vcpu().space.is_some() || phys::find(&env.vcpu().ram(), gpa).is_some()
 }
 
 /// Reads code bytes inside one page.
 fn read_code(env: &Env, gpa: u64, buf: &mut [u8]) {
+    if env.vcpu().space.is_some() {
+        return Space::read(gpa, buf);
+    }
     match phys::find(&env.vcpu().ram(), gpa) {
         // SAFETY: the bytes lie inside the page and so inside the region, which stays mapped while
         // vCPUs run.

@@ -3,12 +3,15 @@
 use super::find::{self, NoCode};
 use super::{Vcpu, leave};
 use crate::log;
+use crate::softmmu::{PAGE_MASK, PAGE_SIZE};
 use crate::tb::{LOCK_RETRY, SMC_RETRY, WRAP_RETRY};
+use crate::user::{NO_OBJECT, REFUSED};
 use crate::x86::bits::cr4;
 use crate::x86::debug;
 use crate::x86::exception::{Exception, vector};
 use crate::x86::interrupt::{self, Outcome, Poll};
 use crate::x86::mode::Mode;
+use crate::x86::paging::Access;
 use crate::x86::{Env, stack_fault, state};
 use std::sync::atomic::Ordering;
 use tandem_accel::vcpu::{StopReason, VcpuExit, VcpuRunner};
@@ -17,6 +20,7 @@ use tandem_accel::{Error, Result};
 use tandem_jit::code::{EnvMem, ExitRef};
 use tandem_jit::target::{
     LEAVE_CHAIN, LEAVE_FAULT, LEAVE_ILLEGAL, LEAVE_LOOKUP, LEAVE_PAGE, LEAVE_REQUEST, LEAVE_TRAP,
+    TRAP_ACCESS, TRAP_BUS, TRAP_MAPPED, TRAP_NO_ADDRESS, TRAP_PRESENT, TRAP_WRITE,
 };
 
 /// Runs one vCPU; lives on its thread.
@@ -25,12 +29,17 @@ pub struct Runner {
     vcpu: Box<Vcpu>,
     /// Fewer instructions may be executed than the next block has.
     last_few: bool,
+    /// Accesses that were refused and tried again although nothing is in their way.
+    retries: u32,
 }
+
+/// After so many, what is in the way is not known here.
+const MOST_RETRIES: u32 = 1000;
 
 impl Runner {
     /// A vCPU in the given state.
     pub fn new(mem: EnvMem, vcpu: Box<Vcpu>, initial: &X86State) -> Result<Runner> {
-        let mut r = Runner { mem, vcpu, last_few: false };
+        let mut r = Runner { mem, vcpu, last_few: false, retries: 0 };
         let vcpu: *mut Vcpu = &mut *r.vcpu;
         let env = r.env();
         env.core.vcpu = vcpu.cast();
@@ -66,6 +75,43 @@ impl Runner {
         let exit = self.step(None, true).err();
         self.env().core.restarting = 0;
         exit
+    }
+
+    /// The host has refused an access to the program's own memory: because code was translated from
+    /// there, or because the program may not.
+    fn refused(&mut self, addr: u64, what: u32) -> Option<VcpuExit> {
+        let space = self.vcpu.space.clone()?;
+        let page = addr & !PAGE_MASK;
+        let write = what & TRAP_WRITE != 0;
+        if write && space.is_protected(page) {
+            space.hold(page);
+            self.vcpu.tbs.forget(page, PAGE_SIZE);
+            let exit = self.restart();
+            space.release(page);
+            // What was translated while it could be written is not watched.
+            self.vcpu.tbs.forget(page, PAGE_SIZE);
+            return exit;
+        }
+        let access = if write { Access::Write } else { Access::Read };
+        let allowed = space.check(addr, access).is_ok();
+        if allowed && what & (TRAP_BUS | TRAP_NO_ADDRESS) == 0 && self.retries < MOST_RETRIES {
+            // Another thread has opened or mapped the page since.
+            self.retries += 1;
+            return None;
+        }
+        let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+        let e = match what & TRAP_NO_ADDRESS {
+            0 => Exception::page_fault(
+                addr,
+                4 | bit(what & TRAP_PRESENT != 0, 1)
+                    | bit(write, 2)
+                    | bit(what & TRAP_BUS != 0, NO_OBJECT)
+                    | bit(what & TRAP_MAPPED != 0, REFUSED),
+            ),
+            _ => Exception::gp(0),
+        };
+        self.retries = 0;
+        self.deliver(e)
     }
 
     /// Runs the single instruction at RIP while all other vCPUs are outside of generated code: it is
@@ -184,6 +230,12 @@ impl Runner {
                     _ => self.deliver(e),
                 };
                 return exit.map_or(Ok(None), Err);
+            }
+            LEAVE_TRAP if env.core.fault & 0xff == TRAP_ACCESS => {
+                let what = std::mem::take(&mut env.core.fault);
+                env.core.bounce = 0;
+                let addr = env.core.fault_addr;
+                return self.refused(addr, what).map_or(Ok(None), Err);
             }
             LEAVE_TRAP => {
                 let e = match env.core.fault {
@@ -316,6 +368,9 @@ impl Runner {
             match self.step(from.take(), one) {
                 Ok(next) => from = next,
                 Err(exit) => return exit,
+            }
+            if self.vcpu.space.is_some() && self.vcpu.has_event() {
+                return VcpuExit::Kicked;
             }
         }
     }

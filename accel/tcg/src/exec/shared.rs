@@ -203,6 +203,14 @@ impl Shared {
         let vcpus = self.vcpus.read().unwrap();
         vcpus.iter().map(|v| v.called.load(Ordering::Relaxed)).min().unwrap_or(UNCALLED)
     }
+    /// All vCPUs but this one are no more: their threads are not in this process.
+    pub fn retain(&self, bell: &Arc<Doorbell>) {
+        self.vcpus.write().unwrap().retain(|v| Arc::ptr_eq(v, bell));
+    }
+    /// A vCPU is no more.
+    pub fn remove(&self, bell: &Arc<Doorbell>) {
+        self.vcpus.write().unwrap().retain(|v| !Arc::ptr_eq(v, bell));
+    }
     /// Ends the halt of the vCPU with this local APIC ID, or the next if it does not halt now; as an
     /// interrupt would, but whether it takes interrupts or not. Nothing happens if there is none.
     pub fn unhalt(&self, apic_id: u32) {

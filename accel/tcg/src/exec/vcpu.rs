@@ -7,6 +7,7 @@ use crate::counters::Counters;
 use crate::softmmu::PAGE_MASK;
 use crate::softmmu::phys::{self, Ram};
 use crate::tb::TbCache;
+use crate::user::{Space, UserEvent};
 use crate::x86::Env;
 use std::cell::{Cell, Ref, RefCell};
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub struct VcpuOptions {
     pub one_insn: bool,
     /// Come back to the loop after every block.
     pub nochain: bool,
+    /// The memory of the program that it runs instead of a machine.
+    pub space: Option<Arc<Space>>,
 }
 
 /// Reached from helpers through [`crate::x86::Env::vcpu`].
@@ -75,6 +78,10 @@ pub struct Vcpu {
     apic_page: Cell<u64>,
     /// Translation state.
     pub(super) engine: RefCell<Engine>,
+    /// The memory of the program that it runs instead of a machine.
+    pub space: Option<Arc<Space>>,
+    /// What the program's process has to look at.
+    pub(crate) event: Cell<Option<UserEvent>>,
 }
 
 impl Vcpu {
@@ -110,6 +117,8 @@ impl Vcpu {
             random: options.seed.map(|s| Cell::new(s ^ u64::from(spec.index) << 32)),
             one_insn: options.one_insn,
             nochain: options.nochain || options.one_insn,
+            space: options.space,
+            event: Cell::new(None),
         }
     }
     /// A random number: the host's, or the next of a fixed sequence in a machine whose runs are to
@@ -127,6 +136,12 @@ impl Vcpu {
         let z = (s ^ s >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ z >> 31
+    }
+    /// Whether the program's process has something to look at.
+    pub(super) fn has_event(&self) -> bool {
+        let event = self.event.take();
+        self.event.set(event);
+        event.is_some()
     }
     /// Whether every block must come back to the loop.
     pub fn leaves_always(&self) -> bool {

@@ -37,6 +37,15 @@ impl Env {
             return Ok(e);
         }
         self.vcpu().counters.tlb_misses.hit();
+        if let Some(space) = &self.vcpu().space {
+            // What may be written may be read; addresses are the host's.
+            let flags =
+                if space.check(addr, access)? { slow::READ | slow::WRITE } else { slow::READ };
+            let page = addr & !PAGE_MASK;
+            let e = Slow { page, phys: page | flags, addend: 0 };
+            self.tlb[idx].fill(e);
+            return Ok(e);
+        }
         let t = paging::walk(self, addr, access, mmu_idx)?;
         let phys_page = t.phys & !PAGE_MASK;
         let mut flags = 0;

@@ -37,6 +37,10 @@ impl PhysMap {
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
+    /// What lies behind the addresses has changed.
+    pub fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
     fn change(&self, f: impl FnOnce(&mut Vec<Ram>)) {
         let mut list = self.list.write().unwrap();
         let mut v = list.to_vec();

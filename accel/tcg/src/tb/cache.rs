@@ -12,7 +12,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use tandem_accel::memory::WriteWatch;
-use tandem_jit::code::{Backend, CodePtr, Compiled, ExitRef};
+use tandem_jit::code::{Backend, CodeCopy, CodePtr, Compiled, ExitRef};
 use tandem_jit::ir::{Block, Exit, ExitHint, ExitKind};
 
 /// What a translation depends on besides its code bytes.
@@ -520,6 +520,16 @@ impl TbCache {
         }
         drop(inner);
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A copy of the code for a child process; see [`Backend::copy`].
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn copy(&self) -> std::io::Result<Box<dyn CodeCopy>> {
+        // Nobody is linking or dropping blocks.
+        let _inner = self.lock();
+        self.backend.copy()
     }
 
     /// Number of valid blocks.

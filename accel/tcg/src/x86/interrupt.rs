@@ -14,6 +14,7 @@ use super::bits::{dr6, dr7, rflags};
 use super::delivery;
 use super::exception::{Exception, vector};
 use super::{Env, state};
+use crate::user::UserEvent;
 use tandem_accel::irq::CpuEvent;
 use tandem_accel::x86::seg;
 
@@ -122,6 +123,10 @@ fn take_up(env: &mut Env, e: &Exception) {
 
 /// Delivers `event`, or what faults on the way turn it into.
 pub fn deliver_event(env: &mut Env, event: Event) -> Outcome {
+    if env.vcpu().space.is_some() {
+        env.user_event(UserEvent::Raised(event));
+        return Outcome::Delivered;
+    }
     let mut event = event;
     // A chain cannot be longer than benign, contributory, page fault, double fault; the bound
     // makes that independent of what delivery may raise.

@@ -4,6 +4,7 @@ use super::bits::{efer, rflags};
 use super::exception::Exception;
 use super::seg::{flat_code, flat_data};
 use super::{Cpu, Env};
+use crate::user::UserEvent;
 use tandem_accel::x86::{gpr, seg};
 
 /// RFLAGS bits that SYSRET takes from R11.
@@ -29,6 +30,13 @@ pub fn syscall(env: &mut Env, next_rip: u64) -> Result<(), Exception> {
     let code64 = cpu.code64();
     if cpu.efer & efer::SCE == 0 || (!code64 && !cpu.feat.amd) || cpu.real_mode() {
         return Err(Exception::UD);
+    }
+    if env.vcpu().space.is_some() {
+        let flags = env.eflags() & !rflags::RF;
+        let cpu = &mut env.cpu;
+        (cpu.gpr[gpr::RCX], cpu.gpr[11], cpu.rip) = (next_rip, flags, next_rip);
+        env.user_event(UserEvent::Syscall);
+        return Ok(());
     }
     let star = cpu.msrs.star;
     let cs = (star >> 32) as u16;

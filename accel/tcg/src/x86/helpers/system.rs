@@ -6,6 +6,7 @@
 //! they write over code need not restart them (`between_blocks`).
 
 use super::raise;
+use crate::user::UserEvent;
 use crate::x86::bits::{cr4, rflags};
 use crate::x86::cr::privileged;
 use crate::x86::exception::Exception;
@@ -89,9 +90,12 @@ pub extern "C" fn int_n(p: *mut Env, vector: u64, next_rip: u64, kind: u64) -> u
         2 => Software::Into,
         _ => Software::Int1,
     };
-    let r = env.between_blocks(|env| {
-        delivery::deliver(env, Event::Software { vector: vector as u8, kind, next_rip })
-    });
+    let event = Event::Software { vector: vector as u8, kind, next_rip };
+    if env.vcpu().space.is_some() {
+        env.user_event(UserEvent::Raised(event));
+        return 0;
+    }
+    let r = env.between_blocks(|env| delivery::deliver(env, event));
     done(env, r)
 }
 
