@@ -40,11 +40,7 @@ impl MsiSink for Levels {
 
 /// Sets a clock to `ns` and runs what is due by then.
 pub(crate) fn run_at(clock: &tandem_accel::clock::Clock, ns: u64) {
-    clock.set(ns);
-    clock.resume();
-    clock.run_expired();
-    clock.pause();
-    clock.set(ns);
+    clock.run_to(ns);
 }
 
 /// xorshift64*: the same numbers on every run.

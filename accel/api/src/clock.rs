@@ -251,6 +251,24 @@ impl Clock {
         }
     }
 
+    /// Sets guest time, while paused, and calls the callbacks of the timers that are due then; those that
+    /// they arm for no later time, too. For machines that make time by themselves, and for tests: no
+    /// host time passes.
+    pub fn run_to(&self, ns: u64) {
+        self.set(ns);
+        while let Some(cb) = self.next_due(ns) {
+            cb();
+        }
+    }
+
+    /// Takes the first timer that is due at `now` out of the queue.
+    fn next_due(&self, now: u64) -> Option<Callback> {
+        let mut q = self.queue.lock().unwrap();
+        let first = q.armed.first_entry().filter(|e| e.key().0 <= now)?.remove();
+        q.note_first(self);
+        Some(first)
+    }
+
     /// Installs what is called when the earliest deadline may have changed: from any thread, with
     /// the nanoseconds of host time until [`Clock::run_expired`] must be called (`None`: not until
     /// the next such call). It must not touch the clock or its timers.
@@ -278,20 +296,12 @@ impl Clock {
     /// waker.
     pub fn run_expired(&self) {
         let now = self.now();
-        loop {
-            let cb = {
-                let mut q = self.queue.lock().unwrap();
-                match q.armed.first_entry() {
-                    Some(e) if e.key().0 <= now && !self.is_paused() => {
-                        let cb = e.remove();
-                        q.note_first(self);
-                        cb
-                    }
-                    _ => return self.wake(&q),
-                }
-            };
+        while !self.is_paused()
+            && let Some(cb) = self.next_due(now)
+        {
             cb();
         }
+        self.wake(&self.queue.lock().unwrap());
     }
 
     /// A disarmed timer that calls `f` when it fires.

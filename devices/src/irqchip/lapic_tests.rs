@@ -68,11 +68,7 @@ impl Rig {
     }
     /// Sets the (paused) clock and runs what is due.
     fn at(&self, ns: u64) {
-        self.clock.set(ns);
-        self.clock.resume();
-        self.clock.run_expired();
-        self.clock.pause();
-        self.clock.set(ns);
+        self.clock.run_to(ns);
     }
 }
 
