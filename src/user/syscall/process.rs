@@ -100,8 +100,8 @@ fn new_thread(guest: &mut Guest, w: Wish) -> Answer {
     if w.has(libc::CLONE_CHILD_CLEARTID) {
         child.clear_tid = w.child_tid;
     }
-    // SAFETY: `Guest` is sent as a whole to the one thread that uses it; nobody else has its inbox.
     struct Sent(Guest);
+    // SAFETY: `Guest` is sent as a whole to the one thread that uses it; nobody else has its inbox.
     unsafe impl Send for Sent {}
     let mut child = Sent(child);
     let (tell, told) = mpsc::channel();

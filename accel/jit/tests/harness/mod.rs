@@ -47,7 +47,6 @@ pub struct Env {
     pub bounce: u8,
     /// x87 state as FNSAVE stores it.
     pub x87_image: [u8; 108],
-    pub fault_addr: u64,
     pub host_sp: u64,
     pub host_pc: u64,
     pub exit_ref: u64,
