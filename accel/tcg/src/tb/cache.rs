@@ -709,6 +709,9 @@ mod tests {
         }
         fn poison(&self, _: &Compiled) {}
         fn reset(&self) {}
+        fn copy(&self) -> std::io::Result<Box<dyn CodeCopy>> {
+            Err(std::io::ErrorKind::Unsupported.into())
+        }
         fn usage(&self) -> (usize, usize) {
             (0, 0)
         }
