@@ -7,9 +7,9 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::Duration;
 use vm::flat::Flat;
-use vm::pty::Terminal;
 use vm::qmp::Qmp;
-use vm::{Dir, any_accelerator, guest_file, run, skip, tandem, text};
+use vm::shell::Guest;
+use vm::{Dir, any_accelerator, run, skip, tandem, text};
 
 /// Generous: hosts are shared, and an unoptimised tandem translates slowly.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -340,57 +340,20 @@ fn a_drive_keeps_its_name_whatever_is_in_it() {
     assert!(shown(&m.dir, "disk", "qcow2") == data && shown(&m.dir, "target", "qcow2") == data);
 }
 
-/// A Linux guest that writes to the disk `vda`, a node called `disk` with another behind it.
-struct Guest {
-    terminal: Terminal,
-    qmp: Qmp,
-    dir: Dir,
+/// A Linux guest with the disk `vda`, a node called `disk` with another behind it.
+fn start(name: &str) -> Option<Guest> {
+    let mut g = Guest::start(name, &["id=p1,slot=1"], LIMIT)?;
+    img(&g.dir, "create -q -f qcow2 base 16M");
+    img(&g.dir, "create -q -f qcow2 -b base -F qcow2 disk");
+    node(&mut g.qmp, "base", &g.dir.path("base"), "qcow2", json!({ "read-only": true }));
+    node(&mut g.qmp, "disk", &g.dir.path("disk"), "qcow2", json!({ "backing": "base" }));
+    let device = json!({ "driver": "virtio-blk-pci", "id": "d1", "bus": "p1", "drive": "disk" });
+    g.qmp.ok("device_add", device);
+    g.say("until [ -b /dev/vda ]; do sleep 0.1; done");
+    Some(g)
 }
 
 impl Guest {
-    fn start(name: &str) -> Option<Guest> {
-        if let Some(why) = vm::unusable("tcg") {
-            skip(&format!("accelerator tcg: {why}"));
-            return None;
-        }
-        let (Some(kernel), Some(initrd)) = (guest_file("vmlinuz-6.1"), guest_file("initramfs-6.1"))
-        else {
-            skip("guest vmlinuz-6.1 is missing; run scripts/setup");
-            return None;
-        };
-        let dir = Dir::new(name);
-        let socket = dir.path("qmp");
-        let mut terminal = Terminal::prepare();
-        let mut c = run(&["--accel", "tcg", "-m", "256M"]);
-        c.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
-        c.args(["--append", "console=ttyS0 quiet"]);
-        c.args(["--qmp", &format!("unix:{}", socket.display())]);
-        c.args(["--device", "pcie-root-port,id=p1,slot=1"]);
-        terminal.spawn(&mut c);
-        terminal.expect("/ # ", LIMIT);
-        let mut qmp = Qmp::negotiated(&socket);
-        img(&dir, "create -q -f qcow2 base 16M");
-        img(&dir, "create -q -f qcow2 -b base -F qcow2 disk");
-        node(&mut qmp, "base", &dir.path("base"), "qcow2", json!({ "read-only": true }));
-        node(&mut qmp, "disk", &dir.path("disk"), "qcow2", json!({ "backing": "base" }));
-        let device =
-            json!({ "driver": "virtio-blk-pci", "id": "d1", "bus": "p1", "drive": "disk" });
-        qmp.ok("device_add", device);
-        let mut g = Guest { terminal, qmp, dir };
-        g.say("until [ -b /dev/vda ]; do sleep 0.1; done");
-        Some(g)
-    }
-
-    /// Runs a command line in the guest; returns what it printed.
-    fn say(&mut self, command: &str) -> String {
-        let t = &mut self.terminal;
-        t.seen.clear();
-        // Not the word that the shell echoes.
-        t.send(format!("{command}; echo fini''shed\n").as_bytes());
-        t.expect("finished", LIMIT);
-        t.seen.clone()
-    }
-
     /// Begins to write everywhere, and waits until it does.
     fn write(&mut self) {
         self.say(
@@ -437,7 +400,7 @@ impl Guest {
 
 #[test]
 fn a_guest_writes_on_through_jobs() {
-    let Some(mut g) = Guest::start("jobs-guest") else { return };
+    let Some(mut g) = start("jobs-guest") else { return };
     g.write();
     // A backup is the disk at its beginning, whatever is written meanwhile.
     let sum = g.quiet();

@@ -5,9 +5,7 @@ mod vm;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
-use vm::pty::Terminal;
-use vm::qmp::Qmp;
-use vm::{Dir, guest_file, run, skip};
+use vm::shell::Guest;
 
 /// Generous: hosts are shared, and an unoptimised tandem translates slowly.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -16,50 +14,12 @@ const LIMIT: Duration = Duration::from_secs(300);
 const COMPLAINTS: [&str; 6] =
     ["WARNING", "Call Trace", "BUG:", "I/O error", "no space for", "failed to assign"];
 
-/// A shell in a Linux guest with two free root ports.
-struct Guest {
-    terminal: Terminal,
-    qmp: Qmp,
-    dir: Dir,
+/// A guest with two free root ports, and one that takes nothing while it runs.
+fn start(name: &str) -> Option<Guest> {
+    Guest::start(name, &["id=p1,slot=1", "id=p2,slot=2", "id=fixed,hotplug=off"], LIMIT)
 }
 
 impl Guest {
-    fn start(name: &str) -> Option<Guest> {
-        if let Some(why) = vm::unusable("tcg") {
-            skip(&format!("accelerator tcg: {why}"));
-            return None;
-        }
-        let (Some(kernel), Some(initrd)) = (guest_file("vmlinuz-6.1"), guest_file("initramfs-6.1"))
-        else {
-            skip("guest vmlinuz-6.1 is missing; run scripts/setup");
-            return None;
-        };
-        let dir = Dir::new(name);
-        let socket = dir.path("qmp");
-        let mut terminal = Terminal::prepare();
-        let mut c = run(&["--accel", "tcg", "-m", "256M"]);
-        c.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
-        c.args(["--append", "console=ttyS0 quiet"]);
-        c.args(["--qmp", &format!("unix:{}", socket.display())]);
-        for port in ["pcie-root-port,id=p1,slot=1", "pcie-root-port,id=p2,slot=2"] {
-            c.args(["--device", port]);
-        }
-        c.args(["--device", "pcie-root-port,id=fixed,hotplug=off"]);
-        terminal.spawn(&mut c);
-        terminal.expect("/ # ", LIMIT);
-        Some(Guest { terminal, qmp: Qmp::negotiated(&socket), dir })
-    }
-
-    /// Runs a command line in the guest; returns what it printed.
-    fn say(&mut self, command: &str) -> String {
-        let t = &mut self.terminal;
-        t.seen.clear();
-        // Not the word that the shell echoes.
-        t.send(format!("{command}; echo fini''shed\n").as_bytes());
-        t.expect("finished", LIMIT);
-        t.seen.clone()
-    }
-
     /// Waits in the guest until `test` (of the shell) holds.
     fn until(&mut self, test: &str) {
         let said = self.say(&format!("until [ {test} ]; do sleep 0.1; done; echo so''far"));
@@ -116,7 +76,7 @@ fn names(list: &Value, key: &str) -> Vec<String> {
 
 #[test]
 fn disks_come_and_go_while_they_are_in_use() {
-    let Some(mut g) = Guest::start("hotplug-disk") else { return };
+    let Some(mut g) = start("hotplug-disk") else { return };
     let image = g.dir.file("disk.raw", &vec![0; 16 << 20]);
     g.plug_disk(&image, "raw", "p1");
     let blocks = g.qmp.ok("query-block", json!({}));
@@ -156,7 +116,7 @@ fn disks_come_and_go_while_they_are_in_use() {
 
 #[test]
 fn networks_come_and_go() {
-    let Some(mut g) = Guest::start("hotplug-net") else { return };
+    let Some(mut g) = start("hotplug-net") else { return };
     let net = json!({ "type": "user", "id": "n1", "hostfwd": [{ "str": "tcp:127.0.0.1:0-:22" }] });
     g.qmp.ok("netdev_add", net.clone());
     assert!(g.qmp.err("netdev_add", net).1.contains("Duplicate"));
@@ -190,7 +150,7 @@ fn networks_come_and_go() {
 
 #[test]
 fn what_cannot_be_plugged_is_told() {
-    let Some(mut g) = Guest::start("hotplug-errors") else { return };
+    let Some(mut g) = start("hotplug-errors") else { return };
     let qmp = &mut g.qmp;
     let mut fails = |command: &str, arguments: Value, class: &str, words: &str| {
         let (c, text) = qmp.err(command, arguments.clone());

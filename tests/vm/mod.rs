@@ -4,6 +4,7 @@
 pub mod flat;
 pub mod pty;
 pub mod qmp;
+pub mod shell;
 
 use std::collections::BTreeMap;
 use std::io::Read;
