@@ -200,7 +200,7 @@ impl Elf {
         let lead = s.vaddr % PAGE;
         let file_end = s.vaddr.wrapping_add(bias) + s.filesz;
         let mem_end = (s.vaddr.wrapping_add(bias) + s.memsz).next_multiple_of(PAGE);
-        let prot = super::memory::host_prot(s.prot);
+        let prot = s.prot.host_bits();
         let fixed = libc::MAP_PRIVATE | libc::MAP_FIXED;
         if s.filesz > 0 {
             let fd = self.file.as_raw_fd();

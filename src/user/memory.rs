@@ -6,12 +6,6 @@ use tandem_tcg::user::{Process, Prot};
 
 const PAGE: u64 = 4096;
 
-/// What the host is asked to allow where the program wants `prot`: it executes nothing of it.
-pub fn host_prot(prot: Prot) -> i32 {
-    let read = if prot.is_empty() { 0 } else { libc::PROT_READ };
-    read | if prot.contains(Prot::WRITE) { libc::PROT_WRITE } else { 0 }
-}
-
 /// The program's break.
 #[derive(Clone, Copy, Debug)]
 struct Break {
@@ -37,7 +31,7 @@ impl Memory {
     pub fn map(&self, process: &Process, a: [u64; 6]) -> i64 {
         let _changing = self.lock();
         let prot = Prot::of(a[2] as i32);
-        let host = a[2] & !7 | host_prot(prot) as u64;
+        let host = a[2] & !7 | prot.host_bits() as u64;
         // SAFETY: where the program wants memory is its affair: it can only take what it has, or what
         // is free, unless it names our own memory, to which it has access in any case.
         let r = unsafe { host::syscall(libc::SYS_mmap, [a[0], a[1], host, a[3], a[4], a[5]]) };
@@ -62,7 +56,7 @@ impl Memory {
     pub fn protect(&self, process: &Process, nr: i64, a: [u64; 6]) -> i64 {
         let _changing = self.lock();
         let prot = Prot::of(a[2] as i32);
-        let host = a[2] & !7 | host_prot(prot) as u64;
+        let host = a[2] & !7 | prot.host_bits() as u64;
         // SAFETY: as for `map`.
         let r = unsafe { host::syscall(nr, [a[0], a[1], host, a[3], a[4], a[5]]) };
         if r == 0 {
@@ -76,9 +70,7 @@ impl Memory {
         let _changing = self.lock();
         let prot = process.space().prot(a[0]);
         // A page that is protected would be left so at its new place.
-        for page in (a[0]..a[0].saturating_add(a[1])).step_by(PAGE as usize).take(1 << 20) {
-            process.open(page);
-        }
+        process.rewritten(a[0], a[1]);
         // SAFETY: as for `map`.
         let r = unsafe { host::syscall(libc::SYS_mremap, a) };
         if r >= 0 {

@@ -167,9 +167,8 @@ fn first_stack(
     prot.set(Prot::EXEC, elf.exec_stack);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_STACK;
     // SAFETY: a fresh mapping.
-    let at = unsafe {
-        libc::mmap(std::ptr::null_mut(), size as usize, memory::host_prot(prot), flags, -1, 0)
-    };
+    let at =
+        unsafe { libc::mmap(std::ptr::null_mut(), size as usize, prot.host_bits(), flags, -1, 0) };
     if at == libc::MAP_FAILED {
         return Err(format!("cannot make a stack: {}", std::io::Error::last_os_error()));
     }

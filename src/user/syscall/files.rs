@@ -13,24 +13,32 @@ use tandem_tcg::x86::mode::MMU_USER;
 /// Longest path (`PATH_MAX`).
 const LONGEST: usize = 4096;
 
-/// The string at `at` in the program's memory.
-pub fn string(guest: &mut Guest, at: u64) -> Result<CString, Answer> {
+/// The path at `at` in the program's memory.
+pub fn path(guest: &mut Guest, at: u64) -> Result<CString, Answer> {
+    string(guest, at, LONGEST, libc::ENAMETOOLONG)
+}
+
+/// The string at `at` in the program's memory, which is shorter than `longest`; else `too_long`.
+pub fn string(
+    guest: &mut Guest,
+    at: u64,
+    longest: usize,
+    too_long: i32,
+) -> Result<CString, Answer> {
     let mut bytes = Vec::new();
-    while bytes.len() < LONGEST {
+    while bytes.len() < longest {
         let here = at.wrapping_add(bytes.len() as u64);
-        let room = (4096 - here as usize % 4096).min(LONGEST - bytes.len());
-        let mut piece = vec![0; room];
+        // To the end of the page: what lies behind it may not be there.
+        let mut piece = vec![0; (4096 - here as usize % 4096).min(longest - bytes.len())];
         let read = guest.thread.env().read_bytes(here, &mut piece, MMU_USER);
         read.map_err(|_| error(libc::EFAULT))?;
-        match piece.iter().position(|&b| b == 0) {
-            Some(end) => {
-                bytes.extend_from_slice(&piece[..end]);
-                return CString::new(bytes).map_err(|_| error(libc::EINVAL));
-            }
-            None => bytes.extend(piece),
+        let end = piece.iter().position(|&b| b == 0);
+        bytes.extend_from_slice(&piece[..end.unwrap_or(piece.len())]);
+        if end.is_some() {
+            return CString::new(bytes).map_err(|_| error(libc::EINVAL));
         }
     }
-    Err(error(libc::ENAMETOOLONG))
+    Err(error(too_long))
 }
 
 /// The name of a file in this process's own directory of /proc.
@@ -42,13 +50,12 @@ fn own(path: &CStr) -> Option<&str> {
     me.then_some(file)
 }
 
-/// open(2) and its kin: `path` in directory `dir`.
-pub fn open(guest: &mut Guest, nr: u64, dir: i32, path: u64, a: [u64; 6]) -> Answer {
-    let name = match string(guest, path) {
+/// open(2) and its kin, of the path at `at`.
+pub fn open(guest: &mut Guest, nr: u64, at: u64, a: [u64; 6]) -> Answer {
+    let name = match path(guest, at) {
         Ok(n) => n,
         Err(e) => return e,
     };
-    let _ = dir;
     let program = guest.program.clone();
     match own(&name) {
         Some("exe") => {
@@ -116,9 +123,9 @@ fn maps(guest: &Guest) -> String {
     text
 }
 
-/// readlink(2) and its kin: `path`, to the buffer and its size.
-pub fn read_link(guest: &mut Guest, nr: u64, path: u64, to: [u64; 2], a: [u64; 6]) -> Answer {
-    match string(guest, path) {
+/// readlink(2) and its kin: the path at `at`, to the buffer and its size.
+pub fn read_link(guest: &mut Guest, nr: u64, at: u64, to: [u64; 2], a: [u64; 6]) -> Answer {
+    match path(guest, at) {
         Ok(name) if own(&name) == Some("exe") => {
             let exe: OsString = guest.program.exe.clone().into_os_string();
             let bytes = exe.into_vec();

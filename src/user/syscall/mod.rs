@@ -107,8 +107,8 @@ pub fn serve(guest: &mut Guest, nr: u64, a: [u64; 6]) -> Answer {
             signal::with_mask(guest, nr, a)
         }
         // Files that would show us.
-        libc::SYS_open => files::open(guest, nr, libc::AT_FDCWD, a[0], a),
-        libc::SYS_openat | libc::SYS_openat2 => files::open(guest, nr, a[0] as i32, a[1], a),
+        libc::SYS_open => files::open(guest, nr, a[0], a),
+        libc::SYS_openat | libc::SYS_openat2 => files::open(guest, nr, a[1], a),
         libc::SYS_readlink => files::read_link(guest, nr, a[0], [a[1], a[2]], a),
         libc::SYS_readlinkat => files::read_link(guest, nr, a[1], [a[2], a[3]], a),
         _ => through(guest, nr, a),

@@ -1,7 +1,6 @@
 //! Calls about threads and processes.
 
-use super::files::string;
-use super::{Answer, error};
+use super::{Answer, error, files};
 use crate::user::elf::{Elf, ElfError};
 use crate::user::host;
 use crate::user::thread::{End, Guest};
@@ -16,6 +15,9 @@ use tandem_tcg::x86::mode::MMU_USER;
 
 /// Stack of a host thread that runs one of the program's.
 const HOST_STACK: usize = 512 << 10;
+
+/// Longest argument or variable (`MAX_ARG_STRLEN`).
+const LONGEST: usize = 32 << 12;
 
 /// arch_prctl(2).
 pub fn arch_prctl(guest: &mut Guest, a: [u64; 6]) -> Answer {
@@ -254,34 +256,17 @@ fn strings(guest: &mut Guest, at: u64) -> Result<Vec<CString>, Answer> {
         let p = guest.thread.env().read_u64(at.wrapping_add(8 * all.len() as u64), MMU_USER);
         match p.map_err(|_| error(libc::EFAULT))? {
             0 => break,
-            p => all.push(long_string(guest, p)?),
+            p => all.push(files::string(guest, p, LONGEST, libc::E2BIG)?),
         }
     }
     Ok(all)
-}
-
-/// A string that may be longer than a path.
-fn long_string(guest: &mut Guest, at: u64) -> Result<CString, Answer> {
-    let mut bytes = Vec::new();
-    while bytes.len() < 32 << 12 {
-        let here = at.wrapping_add(bytes.len() as u64);
-        let mut piece = vec![0; 4096 - here as usize % 4096];
-        let read = guest.thread.env().read_bytes(here, &mut piece, MMU_USER);
-        read.map_err(|_| error(libc::EFAULT))?;
-        let end = piece.iter().position(|&b| b == 0);
-        bytes.extend_from_slice(&piece[..end.unwrap_or(piece.len())]);
-        if end.is_some() {
-            return CString::new(bytes).map_err(|_| error(libc::EINVAL));
-        }
-    }
-    Err(error(libc::E2BIG))
 }
 
 /// execve(2) and execveat(2): another tandem with the other program, or, if it is none that we
 /// translate, the host.
 pub fn execute(guest: &mut Guest, dir: i32, path: u64, args: u64, env: u64, flags: u64) -> Answer {
     let mut words = || -> Result<_, Answer> {
-        Ok((string(guest, path)?, strings(guest, args)?, strings(guest, env)?))
+        Ok((files::path(guest, path)?, strings(guest, args)?, strings(guest, env)?))
     };
     let (path, args, env) = match words() {
         Ok(w) => w,

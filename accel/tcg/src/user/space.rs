@@ -35,8 +35,9 @@ impl Prot {
     pub fn of(bits: i32) -> Prot {
         Prot::from_bits_truncate(bits as u8 & 7)
     }
-    fn bits_of_host(self) -> i32 {
-        // The host executes nothing of it, but reads what is to be translated.
+    /// The `PROT_…` bits that the host is asked for: it executes nothing of it, but reads what is to be
+    /// translated.
+    pub fn host_bits(self) -> i32 {
         let read = if self.is_empty() { 0 } else { libc::PROT_READ };
         let write = if self.contains(Prot::WRITE) { libc::PROT_WRITE } else { 0 };
         read | write
@@ -215,9 +216,7 @@ fn copy(addr: u64, buf: &mut [u8]) -> usize {
 fn mprotect(page: u64, prot: Prot) -> bool {
     // SAFETY: the page is the guest's; that it may be written as the guest asked, or less, is what
     // generated code and helpers expect and handle.
-    unsafe {
-        libc::mprotect(page as *mut libc::c_void, PAGE_SIZE as usize, prot.bits_of_host()) == 0
-    }
+    unsafe { libc::mprotect(page as *mut libc::c_void, PAGE_SIZE as usize, prot.host_bits()) == 0 }
 }
 
 impl CodeWatch for Space {

@@ -79,7 +79,7 @@ impl Thread {
             index,
             apic_id: index,
             cpuid: process.cpuid.clone(),
-            tsc_hz: super::super::accel::TSC_HZ,
+            tsc_hz: crate::accel::TSC_HZ,
             bus: Arc::new(IoBus::default()),
             intc: None,
             state: Box::new(state.clone()),
